@@ -112,3 +112,13 @@ def test_an_agent_that_does_not_start_is_told_as_its_own_fault_not_as_one_in_her
     assert answer.err.splitlines()[-1] == f'converge: agent "failing:{name}" did not start: RuntimeError: no model file'
     assert "failing.py" in answer.err
     assert "internal error" not in answer.err
+
+
+def test_an_agent_that_exits_before_it_has_started_is_named(converge: Callable[..., Any]) -> None:
+    Path("leaving.py").write_text(
+        "from converge import Agent\n\n"
+        "class Leaving(Agent):\n    async def on_start(self):\n        raise SystemExit(0)\n"
+    )
+    answer = converge("run", "leaving:Leaving", "--pool", "docs", "--drain")
+    assert (answer.code, answer.out) == (1, "")
+    assert answer.err.splitlines()[-1] == 'converge: agent "leaving:Leaving" did not start: SystemExit: 0'

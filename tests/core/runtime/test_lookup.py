@@ -18,6 +18,24 @@ SOURCE = (
     "capabilities = 'x'\n"
 )
 
+ODD = """
+from converge import Agent
+
+class Proxy:
+    @property
+    def __class__(self):
+        raise RuntimeError("outside of a request")
+
+request = Proxy()
+
+class Closed(Agent):
+    def __init_subclass__(cls):
+        raise RuntimeError("nothing comes after it")
+
+def __getattr__(name):
+    raise RuntimeError("not today" if name == "Today" else "") if name != "Nobody" else AttributeError(name)
+"""
+
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
@@ -27,6 +45,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "lookup_broken.py").write_text("1 / 0")
     (tmp_path / "lookup_needs.py").write_text("import lookup_driver_that_is_not_there")
     (tmp_path / "lookup_plain.py").write_text("class Thing: ...")
+    (tmp_path / "lookup_odd.py").write_text(ODD)
+    (tmp_path / "lookup_mute.py").write_text("class Mute(BaseException):\n    __str__ = None\n\nraise Mute")
     before = set(sys.modules)
     yield tmp_path
     for name in set(sys.modules) - before:
@@ -57,6 +77,10 @@ def test_a_class_is_found_in_the_working_directory_before_all_others(folder: Pat
             "lookup_needs:A",
             "importing lookup_needs failed: ModuleNotFoundError: No module named 'lookup_driver_that_is_not_there'",
         ),
+        ("lookup_mute:A", "importing lookup_mute failed: Mute: (its text cannot be shown)"),
+        ("lookup_odd:Today", '"Today" cannot be looked up: RuntimeError: not today'),
+        ("lookup_odd:request", "request is not a subclass of converge.Agent; its agents are Closed"),
+        ("lookup_odd:Nobody", 'lookup_odd has no "Nobody"; its agents are Closed'),
         ("lookup_agents:Wrong", "Wrong.capabilities: 'x' is not allowed"),
     ],
 )
@@ -92,3 +116,8 @@ def test_what_an_entry_says_of_its_own_stands_in_place_of_what_the_class_says(fo
     assert (cls.__name__, cls.__module__) == ("Counter", "lookup_agents")
     assert find_agent("lookup_agents:Counter", folder).concurrency == 1, "the class itself is as it was"
     assert agent_class(AgentGroup(type="lookup_agents:Counter"), folder) is find_agent("lookup_agents:Counter", folder)
+
+
+def test_a_class_that_lets_nobody_inherit_cannot_be_changed_by_an_entry(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="it cannot have concurrency here: RuntimeError: nothing comes after it"):
+        agent_class(AgentGroup(type="lookup_odd:Closed", concurrency=7), folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Any
 
 import attrs
 from attrs import validators
@@ -15,6 +16,15 @@ RESTS_FROM = 3
 
 BACKOFF_LEAST_SEC, BACKOFF_GREATEST_SEC = 0.05, 2.0
 """Rests between failures while the breaker is closed: twice as long each time."""
+
+REST_GREATEST_SEC = 365 * 86_400.0
+"""No rest is longer, however long a breaker's are: no clock and no record has an infinite time."""
+
+
+def plain_number(record: object, field: attrs.Attribute[Any], value: object) -> None:
+    """Validate a field of what users make: other numbers, such as `Decimal`, fail where they meet a float of ours."""
+    if not isinstance(value, int | float):
+        raise InvalidValue(f"{type(record).__name__}.{field.name}", value, "an int or a float")
 
 
 @attrs.frozen(kw_only=True)
@@ -33,9 +43,9 @@ class Breaker:
     """
 
     on: tuple[type[BaseException], ...] = ()
-    failures: int = attrs.field(default=10, validator=validators.ge(1))
-    rest_sec: float = attrs.field(default=5.0, validator=validators.gt(0))
-    rest_greatest_sec: float = attrs.field(default=30.0, validator=validators.gt(0))
+    failures: int = attrs.field(default=10, validator=[plain_number, validators.ge(1)])
+    rest_sec: float = attrs.field(default=5.0, validator=[plain_number, validators.gt(0)])
+    rest_greatest_sec: float = attrs.field(default=30.0, validator=[plain_number, validators.gt(0)])
 
     def __attrs_post_init__(self) -> None:
         on: object = self.on
@@ -104,7 +114,8 @@ class Circuit:
             self.opened_at = self.opened_at if self.is_open else now
             self.is_open = True
             greatest_sec = max(self._breaker.rest_sec, self._breaker.rest_greatest_sec)
-            rest_sec = min(self._breaker.rest_sec * 2**self._opened, greatest_sec) * (0.75 + jitter / 2)
+            rest_sec = min(self._breaker.rest_sec * 2**self._opened, greatest_sec, REST_GREATEST_SEC)
+            rest_sec *= 0.75 + jitter / 2
             self._opened = min(self._opened + 1, 30)
         elif self.ill_in_a_row >= RESTS_FROM:
             rest_sec = min(BACKOFF_LEAST_SEC * 2 ** (self.ill_in_a_row - RESTS_FROM), BACKOFF_GREATEST_SEC) * (

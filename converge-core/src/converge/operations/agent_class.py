@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import inspect
 import sys
 from pathlib import Path
+from typing import TypeGuard, cast
 
 from converge.errors import ConfigError, ConvergeError
+from converge.foreign import Raised, guarded
 from converge.runtime.agents.agent import Agent, check_agent_class
 from converge.runtime.config.fields import AgentGroup
 
@@ -27,10 +28,12 @@ def find_agent(target: str, folder: Path | None = None) -> type[Agent]:
     module = _module(target, module_name, folder)
     found: object = module
     for part in class_name.split("."):
-        if not hasattr(found, part):
+        found = guarded(getattr, found, part)
+        if type(found) is Raised:
+            if not found.is_a(AttributeError):
+                raise ConfigError(f'agent "{target}": "{part}" cannot be looked up: {found.text}') from found.error
             raise ConfigError(f'agent "{target}": {module_name} has no "{part}"; {_agents_of(module, part)}')
-        found = getattr(found, part)
-    if not (inspect.isclass(found) and issubclass(found, Agent)):
+    if not _is_agent(found):
         raise ConfigError(
             f'agent "{target}": {class_name} is not a subclass of converge.Agent; {_agents_of(module, class_name)}'
         )
@@ -39,6 +42,11 @@ def find_agent(target: str, folder: Path | None = None) -> type[Agent]:
     except ConvergeError as error:
         raise ConfigError(f'agent "{target}": {error}') from error
     return found
+
+
+def _is_agent(found: object) -> TypeGuard[type[Agent]]:
+    """Return whether it is a class of agents; proxies, which ask what they stand for, are not."""
+    return issubclass(type(found), type) and issubclass(found, Agent)  # type: ignore[arg-type]  # it is a class
 
 
 def agent_class(group: AgentGroup, folder: Path | None = None) -> type[Agent]:
@@ -53,11 +61,11 @@ def agent_class(group: AgentGroup, folder: Path | None = None) -> type[Agent]:
     if not given:
         return cls
     # The name stays: logs and descriptors tell what people wrote.
-    return type(
-        cls.__name__,
-        (cls,),
-        {**given, "__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__},
-    )
+    names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
+    made = guarded(type, cls.__name__, (cls,), {**given, **names})
+    if type(made) is Raised:
+        raise ConfigError(f'agent "{group.type}": it cannot have {", ".join(given)} here: {made.text}') from made.error
+    return cast(type[Agent], made)
 
 
 def first_on_path(folder: Path) -> None:
@@ -68,19 +76,18 @@ def first_on_path(folder: Path) -> None:
 
 def _module(target: str, name: str, folder: Path) -> object:
     importlib.invalidate_caches()
-    try:
-        return importlib.import_module(name)
-    except (Exception, SystemExit) as error:
-        absent = error.name if isinstance(error, ModuleNotFoundError) else None
-        if absent and f"{name}.".startswith(f"{absent}."):
-            near = _nearest_module(name, folder)
-            hint = (
-                f'did you mean "{near}"?'
-                if near
-                else f"it was looked for in {folder} first, then among installed modules"
-            )
-            raise ConfigError(f'agent "{target}": there is no module "{absent}"; {hint}') from error
-        raise ConfigError(f'agent "{target}": importing {name} failed: {type(error).__name__}: {error}') from error
+    module = guarded(importlib.import_module, name)
+    if type(module) is not Raised:
+        return module
+    error = module.error
+    absent = error.name if isinstance(error, ModuleNotFoundError) else None
+    if absent and f"{name}.".startswith(f"{absent}."):
+        near = _nearest_module(name, folder)
+        hint = (
+            f'did you mean "{near}"?' if near else f"it was looked for in {folder} first, then among installed modules"
+        )
+        raise ConfigError(f'agent "{target}": there is no module "{absent}"; {hint}') from error
+    raise ConfigError(f'agent "{target}": importing {name} failed: {module.text}') from error
 
 
 def _nearest_module(name: str, folder: Path) -> str:
@@ -104,11 +111,7 @@ def _modules_in(folder: Path) -> list[str]:
 
 
 def _agents_of(module: object, wanted: str) -> str:
-    agents = [
-        name
-        for name, one in vars(module).items()
-        if inspect.isclass(one) and issubclass(one, Agent) and one is not Agent
-    ]
+    agents = [name for name, one in vars(module).items() if _is_agent(one) and one is not Agent]
     near = difflib.get_close_matches(wanted, agents, n=1)
     if near:
         return f'did you mean "{near[0]}"?'

@@ -13,7 +13,7 @@ import anyio
 import attrs
 
 from converge.contracts.store import Feature, Store
-from converge.errors import ConfigError, ConvergeError, InvalidValue, NoSuchPool, ResultTimeout
+from converge.errors import ConfigError, ConvergeError, InvalidValue, NoSuchPool, ResultTimeout, UserCodeExited
 from converge.foreign import describe, tell
 from converge.machines.breaker import CircuitState
 from converge.machines.lane import Lane
@@ -288,6 +288,8 @@ async def _spawn(node: Node, cls: type[Agent], group: AgentGroup) -> None:
     """Start the group's agents; an error of their own code is reported as such."""
     try:
         await node.spawn(cls, count=group.count, pool=group.pool_id or None)
+    except UserCodeExited as error:
+        raise ConvergeError(f'agent "{group.type}" did not start: {error}') from error
     except ConvergeError:
         raise
     except Exception as error:

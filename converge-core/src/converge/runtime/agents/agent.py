@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, Unpack
 
 import msgspec
@@ -50,6 +50,9 @@ A = TypeVar("A", bound="Agent")
 
 HANDLERS = ("on_start", "on_stop", "on_tick", "on_outcomes")
 """Handlers that are not called of a class that has none for itself."""
+
+CALLED = (*HANDLERS, "on_task", "on_message", "on_ask", "decide")
+"""All handlers."""
 
 RESERVED = ("health", "id", "identity", "node", "pools")
 """What a node sets on each of its agents; a class that has one of these for itself would lose it, and is refused."""
@@ -264,25 +267,48 @@ def check_agent_class(cls: type[Agent]) -> None:
     """Refuse a class that cannot be run whole.
 
     Raises:
-        InvalidValue, InvalidName: One of its class attributes is not what it must be, or its handlers do not go
-            together.
+        InvalidValue, InvalidName: One of its class attributes is not what it must be, or raises when it is looked up,
+            or its handlers do not go together.
     """
     given: object = cls
     if not (isinstance(given, type) and issubclass(given, Agent)):
         raise InvalidValue("agent", cls, "a subclass of converge.Agent")
+    checked = guarded(_check, cls)
+    if type(checked) is Raised:
+        if checked.is_a(InputError):
+            raise checked.error
+        what = f"a class that raises {checked.text}"
+        raise InvalidValue(name_of(cls), cls, "attributes as converge.Agent has them", shown=what) from checked.error
+
+
+def _check(cls: type[Agent]) -> None:
+    own = cls.__name__
     for name in RESERVED:
         if any(name in vars(base) for base in cls.__mro__[: cls.__mro__.index(Agent)]):
-            raise InvalidValue(f"{cls.__name__}.{name}", getattr(cls, name), "another name: the node sets this one")
+            raise InvalidValue(f"{own}.{name}", getattr(cls, name), "another name: the node sets this one")
     for attribute in ("capabilities", "topics", "task_types"):
-        values = getattr(cls, attribute)
-        if isinstance(values, str):
-            raise InvalidValue(f"{cls.__name__}.{attribute}", values, f'a sequence of names: ("{values}",)')
-        for value in values:
-            check_name(f"{cls.__name__}.{attribute}", value)
+        for value in _listed(cls, attribute, "a sequence of names"):
+            check_name(f"{own}.{attribute}", value)
     if type(cls.concurrency) is not int or not 1 <= cls.concurrency <= 1_000:
-        raise InvalidValue(f"{cls.__name__}.concurrency", cls.concurrency, "an integer from 1 to 1,000")
+        raise InvalidValue(f"{own}.concurrency", cls.concurrency, "an integer from 1 to 1,000")
+    for name in CALLED:
+        handler = getattr(cls, name)
+        if not callable(handler) and not hasattr(type(handler), "__get__"):  # a property gives one when it is asked
+            expected = "a function: a class without this handler does not name it"
+            raise InvalidValue(f"{own}.{name}", handler, expected)
     _check_loop(cls)
     _check_actions(cls)
+    kind_of(cls)
+
+
+def _listed(cls: type[Agent], attribute: str, expected: str) -> Collection[Any]:
+    """Return a class attribute of several values, which are read more than once."""
+    values = getattr(cls, attribute)
+    if isinstance(values, str):
+        raise InvalidValue(f"{cls.__name__}.{attribute}", values, f'{expected}: ("{values}",)')
+    if not isinstance(values, Collection):
+        raise InvalidValue(f"{cls.__name__}.{attribute}", values, expected)
+    return values
 
 
 def _check_loop(cls: type[Agent]) -> None:
@@ -308,18 +334,18 @@ def _check_loop(cls: type[Agent]) -> None:
 
 
 def _check_actions(cls: type[Agent]) -> None:
-    if isinstance(cls.allowed_actions, str):
-        raise InvalidValue(
-            f"{cls.__name__}.allowed_actions", cls.allowed_actions, f'a sequence of names: ("{cls.allowed_actions}",)'
-        )
-    if isinstance(cls.tools, str):
-        raise InvalidValue(f"{cls.__name__}.tools", cls.tools, f'a mapping, or a sequence of names: ("{cls.tools}",)')
-    if isinstance(cls.tools, Mapping):
-        for name, tool in cls.tools.items():
+    if cls.allowed_actions is not None:
+        for one in _listed(cls, "allowed_actions", "a sequence of names"):
+            if not isinstance(one, str | type):
+                expected = "the name of an action, or a class of decisions"
+                raise InvalidValue(f"{cls.__name__}.allowed_actions", one, expected)
+    tools = _listed(cls, "tools", "a mapping, or a sequence of names")
+    if isinstance(tools, Mapping):
+        for name, tool in tools.items():
             if not callable(tool.function if isinstance(tool, Tool) else tool):
                 raise InvalidValue(f"{cls.__name__}.tools[{name!r}]", tool, "a function, or a Tool")
     else:
-        for name in cls.tools:
+        for name in tools:
             if not callable(getattr(cls, str(name), None)):
                 raise InvalidValue(f"{cls.__name__}.tools", name, "the name of a method of the agent")
     for attribute, kind in (("limits", Limits), ("breaker", Breaker)):

@@ -9,6 +9,7 @@ import attrs
 from attrs import validators
 
 from converge.errors import InvalidValue
+from converge.machines.breaker import plain_number
 from converge.model.pool import Pool
 from converge.model.task import Task
 from converge.services.messages.options import SendOptions
@@ -148,6 +149,11 @@ class Outcome:
     error: Exception | None = None
 
 
+def _whole(_: object, __: object, value: object) -> None:
+    if not isinstance(value, int):
+        raise InvalidValue("Limits.decisions", value, "an int")
+
+
 @attrs.frozen(kw_only=True)
 class Limits:
     """How much one agent may do. The defaults stop a runaway agent, not a working one.
@@ -158,9 +164,9 @@ class Limits:
         per_sec: Actions a second, with as many saved up as come in one second; None: no limit.
     """
 
-    decisions: int = attrs.field(default=100, validator=validators.ge(1))
-    in_flight: int = attrs.field(default=1_000, validator=validators.ge(1))
-    per_sec: float | None = attrs.field(default=None, validator=validators.optional(validators.gt(0)))
+    decisions: int = attrs.field(default=100, validator=[_whole, validators.ge(1)])
+    in_flight: int = attrs.field(default=1_000, validator=[plain_number, validators.ge(1)])
+    per_sec: float | None = attrs.field(default=None, validator=validators.optional([plain_number, validators.gt(0)]))
 
 
 @attrs.frozen
@@ -168,4 +174,4 @@ class Tool:
     """A function that an agent may call through `self.tool`, and its time limit; a sync one runs in a worker thread."""
 
     function: Callable[..., Any]
-    timeout_sec: float = attrs.field(default=30.0, kw_only=True, validator=validators.gt(0))
+    timeout_sec: float = attrs.field(default=30.0, kw_only=True, validator=[plain_number, validators.gt(0)])

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from converge.env import Env
-from converge.foreign import Raised, tell
+from converge.foreign import Raised, guarded, tell
 from converge.machines.attempt import is_of_its_data, word_of
 from converge.machines.breaker import Circuit, CircuitState
 from converge.runtime.agents.agent_health import AgentHealth
@@ -82,7 +82,8 @@ class Supervision:
             text[:1_000],
             self._env.monotonic(),
             self._env.uniform(),
-            is_ill=health.breaker.is_on(TimeoutError() if isinstance(error, str) else error.error),
+            # of a subclass it may be user code
+            is_ill=guarded(health.breaker.is_on, TimeoutError() if isinstance(error, str) else error.error) is True,
         )
         if circuit.is_open and not was_open:
             tell(
