@@ -132,9 +132,9 @@ class Attempt:
         return self._calling is not None
 
     def call_off(self, calling: Calling) -> None:
-        """Tell the handler that its task is being cancelled: the steps that run, or the next call, raise it."""
+        """Tell the handler, once, that its task is being cancelled: the steps that run, or the next call, raise it."""
         self._calling = calling
-        for scope in self._scopes:
+        for scope in () if self._is_told else self._scopes:
             scope.cancel()
         self._changed.set()
 
@@ -255,8 +255,15 @@ class Attempt:
         kind, text = name_of(type(error)), text_of(error)[:2_000]
         await self.ledger.record(label, await self.ledger.step(kind=kind, text=text, ms=self._ms(began)))
 
-    def again(self, name: str) -> None:
-        """Note that a step is tried again."""
+    async def again(self, name: str, delay_sec: float) -> None:
+        """Wait until a step is to be tried again.
+
+        Raises:
+            CalledOff: The task is being cancelled.
+        """
+        self._check_called_off()
+        with self._told():
+            await anyio.sleep(delay_sec)
         self._names.again(name)
 
     def left(self, label: str) -> None:
@@ -278,24 +285,34 @@ class Attempt:
             except Exception as error:
                 if not left or not is_tried_again(error, options.final):
                     raise
-            await anyio.sleep(delay_sec)
-            self.again(name)
+            await self.again(name, delay_sec)
             delay_sec *= 2
         raise AssertionError("the last try returns or raises")
 
     async def _run(self, name: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-        with anyio.CancelScope() as scope, named(name):
+        with self._told(), named(name):
+            if iscoroutinefunction(function) or isinstance(getattr(function, "__self__", None), Working):
+                return await awaited(function, *arguments)
+            value = await in_own_thread(in_thread, function, *arguments, abandon_on_cancel=True)
+            if type(value) is Raised:
+                raise value.error
+            return await awaited(lambda: value) if isawaitable(value) else value
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """End what runs in the context where the task is being cancelled.
+
+        Raises:
+            CalledOff: It is.
+        """
+        with anyio.CancelScope() as scope:
             self._scopes.add(scope)
             try:
-                if iscoroutinefunction(function) or isinstance(getattr(function, "__self__", None), Working):
-                    return await awaited(function, *arguments)
-                value = await in_own_thread(in_thread, function, *arguments, abandon_on_cancel=True)
-                if type(value) is Raised:
-                    raise value.error
-                return await awaited(lambda: value) if isawaitable(value) else value
+                yield
             finally:
                 self._scopes.discard(scope)
-        raise self._called_off()  # nothing else cancels this scope
+        if scope.cancelled_caught:  # nothing else cancels this scope
+            raise self._called_off()
 
     # Waits.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from inspect import iscoroutinefunction
@@ -81,8 +80,7 @@ class InThread:
             except Exception as error:
                 if not left or not is_tried_again(error, options.final):
                     raise
-            time.sleep(delay_sec)
-            from_thread.run_sync(self._attempt.again, name)
+            self._call(self._attempt.again, name, delay_sec)
             delay_sec *= 2
         raise AssertionError("the last try returns or raises")
 
