@@ -136,9 +136,14 @@ class SignalBox:
         """Return those that are new, as many as a batch takes; answer repeats, and those for which there is no room."""
         keys = set(target.signals.keys)
         unread = target.signals.next - target.signals.got
-        if unread > SIGNAL_KEYS and any(ask.request.key and ask.request.key not in keys for ask in asks):
+        is_full = len(keys) >= SIGNAL_KEYS  # older keys are those of unread signals alone
+        if unread and is_full and any(ask.request.key and ask.request.key not in keys for ask in asks):
             pages = await read_all(self._handle.store, SIGNAL(id_))
-            keys |= {decode(entry.value, Signal, id_text(id_)).key for entry in pages} - {""}
+            try:
+                keys |= {decode(entry.value, Signal, id_text(id_)).key for entry in pages} - {""}
+            except (TornRecord, SchemaTooNew) as unread_error:
+                _answer(asks, False, unread_error)
+                return []
         new: list[Ask[Sent]] = []
         left = SIGNALLED_BYTES
         for ask in asks:
