@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -12,13 +13,31 @@ import anyio.to_thread
 import attrs
 import pytest
 from sqlalchemy import Connection, Engine, create_engine, event, text
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.ext.asyncio import (
+    AsyncEngine,
+    AsyncSession,
+    async_scoped_session,
+    async_sessionmaker,
+    create_async_engine,
+)
 from sqlalchemy.orm import Session
+from sqlalchemy.pool import StaticPool
 
 from converge import Pool, PoolManager, Task, TaskManager, TaskState, open_store
 from converge.contracts.store import ABSENT, Batch, Conflict, Range, Store
-from converge.errors import DedupConflict, InvalidValue, NoSuchPool, NoSuchTask, StoreBusy, StoreRefused, Unsupported
+from converge.errors import (
+    DedupConflict,
+    InvalidValue,
+    NoSuchPool,
+    NoSuchTask,
+    StoreBusy,
+    StoreRefused,
+    StoreUnavailable,
+    Unsupported,
+)
 from converge.model.keys import LANE
+from converge.testing.fixtures import wait_until
+from converge.testing.servers import free_port
 from converge_store_sql import SqlOptions, SqlStore, submit_in
 
 HELD_SEC = 10.0 if os.environ.get("FULL_TESTS") else 1.0
@@ -261,6 +280,66 @@ async def test_a_transaction_that_stays_open_delays_no_other_submit_to_its_lane(
     assert len(await tasks.claim("worker", ["docs"], limit=100)) == 1
 
 
+@on_postgresql
+async def test_sessions_of_one_registry_do_not_wait_for_each_other(
+    store: Store, tasks: TaskManager, engine: AsyncEngine
+) -> None:
+    sessions = async_scoped_session(async_sessionmaker(engine), scopefunc=asyncio.current_task)
+    within, once = TaskManager(store.within(sessions)), Task(pool_id="docs", dedup_key="once")
+    first = await within.submit(once)
+
+    async def again() -> None:
+        try:
+            assert await within.submit(once) == first
+        finally:
+            with anyio.CancelScope(shield=True):
+                await sessions.remove()
+
+    async def is_waiting() -> bool:
+        async with engine.connect() as connection:
+            waiting = "select count(*) from pg_stat_activity where wait_event_type = 'Lock'"
+            return bool(await connection.scalar(text(waiting)))
+
+    try:
+        async with anyio.create_task_group() as group:
+            group.start_soon(again)
+            await wait_until(is_waiting)
+            with anyio.fail_after(20):
+                await within.submit(Task(pool_id="docs", type="other"))
+            await sessions.commit()
+    finally:
+        await sessions.remove()
+    assert len(await tasks.list(pool_id="docs")) == 2
+
+
+async def test_of_two_transactions_that_wait_for_each_other_one_is_told_to_run_again(
+    store: Store, tasks: TaskManager, engine: AsyncEngine, driver: str
+) -> None:
+    errors, busy, met = list[BaseException | None](), list[StoreBusy](), [anyio.Event(), anyio.Event()]
+    event.listen(engine.sync_engine, "handle_error", lambda context: errors.append(context.original_exception))
+
+    async def submit(number: int) -> None:
+        async with engine.connect() as connection:
+            if driver in POSTGRESQL:
+                await connection.execute(text("set local deadlock_timeout = '10ms'"))
+            within = TaskManager(store.within(connection))
+            await within.submit(Task(pool_id="docs", dedup_key=f"d{number}"))
+            met[number].set()
+            await met[1 - number].wait()
+            try:
+                await within.submit(Task(pool_id="docs", dedup_key=f"d{1 - number}"))
+                await connection.commit()
+            except StoreBusy as error:
+                busy.append(error)
+
+    async with anyio.create_task_group() as group:
+        for number in range(2):
+            group.start_soon(submit, number)
+    assert ["run the whole transaction again" in str(error) for error in busy] == [True]
+    assert len(errors) <= 4, "each time the server has waited, and with it whoever waits for these keys"
+    assert len(await tasks.list(pool_id="docs")) == 2
+
+
 @on_mariadb
 async def test_an_old_snapshot_sees_what_was_submitted_since(
     store: Store, tasks: TaskManager, engine: AsyncEngine
@@ -324,6 +403,35 @@ async def test_what_cannot_take_a_task_is_refused_in_words(
             await within.claim("worker", ["docs"])
     with pytest.raises(InvalidValue, match="closed"):
         await within.submit(task)
+
+
+async def test_a_connection_that_was_lost_goes_on_once_it_was_rolled_back(
+    store: Store, tasks: TaskManager, engine: AsyncEngine
+) -> None:
+    async with engine.connect() as connection:
+        within = TaskManager(store.within(connection))
+        gone = await within.submit(Task(pool_id="docs"))
+        await connection.invalidate()
+        with pytest.raises(InvalidValue, match="roll back"):
+            await within.submit(Task(pool_id="docs"))
+        await connection.rollback()
+        task_id = await within.submit(Task(pool_id="docs"))
+        await connection.commit()
+    assert await _is_there(tasks, task_id) and not await _is_there(tasks, gone)
+
+
+async def test_a_session_that_cannot_connect_is_no_wrong_value(store: Store, tasks: TaskManager, driver: str) -> None:
+    engine = create_async_engine(f"{driver}://root@127.0.0.1:{free_port()}/nowhere")
+    async with AsyncSession(engine) as session:
+        with pytest.raises(StoreUnavailable, match="cannot be reached"):
+            await TaskManager(store.within(session)).submit(Task(pool_id="docs"))
+
+
+@plain
+def test_a_plain_session_that_cannot_connect_is_no_wrong_value(driver: str) -> None:
+    session = Session(create_engine(f"{driver}://root@127.0.0.1:{free_port()}/nowhere"))
+    with session, pytest.raises(StoreUnavailable, match="cannot be reached"):
+        submit_in(session, Task(pool_id="docs"))
 
 
 @on_postgresql
@@ -421,6 +529,44 @@ async def test_plain_code_wakes_a_worker_by_its_commit(
     with anyio.fail_after(10):
         await anext(watch)
     await watch.aclose()  # type: ignore[attr-defined]  # every watch is an async generator
+
+
+@plain
+async def test_an_engine_with_a_single_connection_is_refused_and_its_transaction_left_alone(
+    tasks: TaskManager, driver: str, url: str, namespace: str
+) -> None:
+    table = f"own_{namespace}"
+
+    def submit() -> int:
+        engine = create_engine(through(driver, url), poolclass=StaticPool)
+        try:
+            with engine.begin() as connection:
+                connection.execute(text(f"create table {table} (n integer)"))
+            with engine.connect() as connection:
+                connection.execute(text(f"insert into {table} values (1)"))
+                with pytest.raises(InvalidValue, match="second connection"):
+                    submit_in(connection, Task(pool_id="docs"), network=namespace)
+                connection.execute(text(f"insert into {table} values (2)"))
+                connection.rollback()
+                return int(connection.scalar(text(f"select count(*) from {table}")))
+        finally:
+            engine.dispose()
+
+    assert await anyio.to_thread.run_sync(submit) == 0
+
+
+@on_postgresql
+async def test_plain_code_within_an_async_connection_takes_none_of_its_engine_to_another_thread(
+    tasks: TaskManager, engine: AsyncEngine, namespace: str
+) -> None:
+    def submit(connection: Connection) -> tuple[str, list[str]]:
+        (task_id,) = submit_in(connection, Task(pool_id="docs"), network=namespace)
+        return task_id, [thread.name for thread in threading.enumerate()]
+
+    async with engine.begin() as connection:
+        task_id, threads = await connection.run_sync(submit)
+    assert "converge-wake" not in threads
+    assert await _is_there(tasks, task_id)
 
 
 @plain

@@ -9,12 +9,15 @@ from weakref import WeakKeyDictionary
 
 import anyio
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
+from sqlalchemy.pool import AssertionPool, SingletonThreadPool, StaticPool
 
 from converge.contracts.store import Batch, Channel, Committed, Conflict, Entry, Key, Store
 from converge.contracts.transactions import Within
-from converge.errors import InvalidValue, Unsupported
+from converge.errors import ConvergeError, InvalidValue, StoreUnavailable, Unsupported
+from converge_store_sql._errors import text_of
 
 T = TypeVar("T")
 
@@ -43,14 +46,44 @@ class Inside(ABC):
         _refuse("note_format")
 
 
+def check_open(connection: Connection) -> None:
+    """Refuse a connection that is closed, and one that was lost in a transaction: rolled back, it connects again.
+
+    Raises:
+        InvalidValue: It is one.
+    """
+    if connection.closed:
+        raise InvalidValue("connection", "a connection that is closed", "one with an open transaction")
+    if connection.invalidated and connection.get_transaction() is not None:
+        raise InvalidValue("connection", "a connection that was lost", "one with an open transaction; roll back first")
+
+
+def not_connected(error: SQLAlchemyError | OSError) -> ConvergeError:
+    """Return the error for a session or connection of the caller's that gives none to use."""
+    if isinstance(error, DBAPIError | PoolTimeout | OSError):
+        return StoreUnavailable(f"the caller's database cannot be reached: {text_of(error)}")
+    return InvalidValue("connection", str(error).split("\n", 1)[0], "one with an open transaction")
+
+
 def _refuse(call: str) -> NoReturn:
     raise Unsupported(f"{call} cannot run in a transaction of the caller's; ask the store that `within` was called on")
 
 
 class Beside:
-    """The other side: a second connection of the caller's engine, closed with the block."""
+    """The other side: a second connection of the caller's engine, closed with the block.
+
+    Raises:
+        InvalidValue: The engine has one connection only.
+    """
 
     def __init__(self, engine: Engine, network: str) -> None:
+        if isinstance(engine.pool, AssertionPool | SingletonThreadPool | StaticPool):
+            # What ran on "another" connection of it would commit, or end, the caller's transaction.
+            raise InvalidValue(
+                "connection",
+                f"one of an engine with a {type(engine.pool).__name__}",
+                "one whose engine can open a second connection: give it another poolclass",
+            )
         self._engine, self._network = engine, network
         self._connection: Connection | None = None
 
@@ -71,7 +104,7 @@ class Beside:
         return self._connection
 
 
-_TURNS = WeakKeyDictionary[AsyncConnection | AsyncSession | async_scoped_session[Any], anyio.Lock]()
+_TURNS = WeakKeyDictionary[AsyncConnection | AsyncSession, anyio.Lock]()
 """A connection does one thing at a time: savepoints of two calls that cross break its transaction."""
 
 
@@ -104,12 +137,12 @@ class SqlWithin(Within):
 
     async def _run(self, work: Callable[[Inside], T]) -> T:
         try:
-            given = self._given
+            given = self._given() if isinstance(self._given, async_scoped_session) else self._given
             async with _TURNS.setdefault(given, anyio.Lock()):
-                connection = given if isinstance(given, AsyncConnection) else await given.connection()
+                connection = given if isinstance(given, AsyncConnection) else await _connected(given)
                 return await connection.run_sync(lambda own: work(self._of(connection, own)))
-        except SQLAlchemyError as error:  # the connection was closed, or the session has none
-            raise InvalidValue("connection", str(error).split("\n", 1)[0], "one with an open transaction") from error
+        except SQLAlchemyError as error:  # the connection was closed
+            raise not_connected(error) from error
 
     def _of(self, connection: AsyncConnection, own: Connection) -> Inside:
         if self._inside is None or self._inside[0] is not connection:
@@ -121,6 +154,13 @@ class SqlWithin(Within):
 
             self._inside = connection, self._enter(own, look_outside)
         return self._inside[1]
+
+
+async def _connected(session: AsyncSession) -> AsyncConnection:
+    try:
+        return await session.connection()
+    except (SQLAlchemyError, OSError) as error:
+        raise not_connected(error) from error
 
 
 def within(outside: Store, connection: Any, enter: Callable[[Connection, Look], Inside]) -> SqlWithin:

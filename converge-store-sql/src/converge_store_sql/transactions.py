@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session, scoped_session
 from converge import Task
 from converge.errors import InvalidValue, Unsupported
 from converge_store_sql.options import check_network
+from converge_store_sql.riding import check_open, not_connected
 
 
 def submit_in(
@@ -22,7 +23,8 @@ def submit_in(
     """Submit tasks in the transaction of a connection or session of SQLAlchemy's: they are there when it commits, and
     gone when it rolls back. No event loop is needed, and none is started.
 
-    A second connection of the same engine reads the pools and opens lanes; its pool must have room for it.
+    A second connection of the same engine reads the pools and opens lanes; its pool must have room for it. In
+    `run_sync` of an async connection nobody is woken; `store.within` does it there.
 
     Args:
         connection: With whose transaction; one is begun where none is open, as for every statement.
@@ -31,11 +33,11 @@ def submit_in(
 
     Raises:
         InvalidValue, InvalidName, ValueTooLarge, NoSuchPool: Nothing was submitted; or of `connection`: it is closed,
-            in AUTOCOMMIT, or its transaction has failed.
+            in AUTOCOMMIT, its transaction has failed, or its engine can open no second one.
         DedupConflict, TooManyLanes: The first task that was refused; all others were submitted. Its `ids` has theirs.
         StoreRefused: The transaction is read-only, or the store's tables are not there.
         StoreBusy: Another transaction was first; roll back and run the whole transaction again.
-        StoreUnavailable: The connection was lost, and the transaction with it.
+        StoreUnavailable: The connection was lost, and the transaction with it; or none could be made.
         Unsupported: The database is neither PostgreSQL, MariaDB nor MySQL.
     """
     if not isinstance(connection, Connection | Session | scoped_session):
@@ -46,10 +48,9 @@ def submit_in(
         )
     try:
         own = connection if isinstance(connection, Connection) else connection.connection()
-    except SQLAlchemyError as error:
-        raise InvalidValue("connection", str(error).split("\n", 1)[0], "one with an open transaction") from error
-    if own.closed or own.invalidated:
-        raise InvalidValue("connection", "a connection that is closed", "one with an open transaction")
+    except (SQLAlchemyError, OSError) as error:
+        raise not_connected(error) from error
+    check_open(own)
     # Each database's own is imported when it is used.
     match own.dialect.name:
         case "postgresql":

@@ -22,9 +22,9 @@ from converge.model.keys import EPOCH, LANE, Family, pack
 from converge_store_sql.mysql._errors import DUPLICATE, call_failed, number_of
 from converge_store_sql.mysql.plan import Plan
 from converge_store_sql.mysql.texts import listed, pages, source
-from converge_store_sql.riding import Inside, Look
+from converge_store_sql.riding import Inside, Look, check_open
 
-_NO_TABLE, _DEADLOCK, _READ_ONLY = 1146, 1213, 1792
+_NO_TABLE, _DEADLOCK, _READ_ONLY, _NO_SAVEPOINT = 1146, 1213, 1792, 1305
 
 
 class _Own:
@@ -138,8 +138,7 @@ class MysqlInside(Inside):
     @contextmanager
     def _savepoint(self) -> Iterator[None]:
         """Run the block behind a savepoint; what fails in it is undone and named."""
-        if self._connection.closed or self._connection.invalidated:
-            raise InvalidValue("connection", "a connection that is closed", "one with an open transaction")
+        check_open(self._connection)
         try:
             if not self._is_checked:
                 self._check()
@@ -176,7 +175,7 @@ class MysqlInside(Inside):
             )
         if number == _READ_ONLY:
             return StoreRefused("the transaction is read-only; tasks need one that may write, on the primary")
-        if number == _DEADLOCK:
+        if number in (_DEADLOCK, _NO_SAVEPOINT):  # its savepoints are gone with it
             return StoreBusy("a deadlock has rolled the transaction back; run the whole transaction again")
         named = call_failed(error, "the caller's connection", writes=False)
         if isinstance(named, StoreUnavailable) and number is None:

@@ -34,11 +34,13 @@ _LOG = logging.getLogger(__name__)
 def submit(connection: Connection, tasks: Sequence[Task], network: str) -> list[str]:
     """Submit the tasks in the connection's transaction; return their ids in order."""
     check_dialect(connection)
+
+    def on_written(xid: int, wake: Collection[Channel]) -> None:
+        if not connection.dialect.is_async:  # in `run_sync`: no other thread can use a connection of that engine
+            _WAKERS.of(connection.engine, network).add(xid, wake)
+
     with _Outside(connection.engine, network) as outside:
-        inside = Inside(
-            connection, network, outside.get, lambda xid, wake: _WAKERS.of(connection.engine, network).add(xid, wake)
-        )
-        return submit_through(outside, inside, tasks)
+        return submit_through(outside, Inside(connection, network, outside.get, on_written), tasks)
 
 
 class _Outside(Beside):

@@ -25,7 +25,7 @@ from converge_store_sql.postgresql.calls import get_call, got, turn_arguments
 from converge_store_sql.postgresql.fragments import ARGUMENT, lane_lock
 from converge_store_sql.postgresql.plan import Plan, Shape
 from converge_store_sql.postgresql.statements import Statements
-from converge_store_sql.riding import Look
+from converge_store_sql.riding import Look, check_open
 
 TRIES = 20
 """How often a statement is run that another transaction was faster than: each time that one got on."""
@@ -33,6 +33,7 @@ TRIES = 20
 _PROBE = """select current_database(), current_setting('search_path'), current_setting('transaction_isolation'),
     current_setting('transaction_read_only') = 'on' or pg_is_in_recovery(), to_regclass(:schema)::oid::bigint"""
 
+_DEADLOCK = "40P01"
 _NO_TRANSACTION = "25P01"
 _FAILED_TRANSACTION = "25P02"
 
@@ -121,14 +122,15 @@ class Inside(riding.Inside):
             except DBAPIError as error:
                 if self._has_snapshot or attempt == TRIES - 1 or sqlstate(error) not in RETRIED:
                     raise
+                if sqlstate(error) == _DEADLOCK and attempt > 0:  # over what the transaction holds from before
+                    raise
         bad, late, there, missed, revision, _ = row
         return plan.outcomes(bad, late, there, missed, revision)
 
     @contextmanager
     def _savepoint(self) -> Iterator[None]:
         """Run the block behind a savepoint; what fails in it is undone and named."""
-        if self._connection.closed or self._connection.invalidated:
-            raise InvalidValue("connection", "a connection that is closed", "one with an open transaction")
+        check_open(self._connection)
         try:
             with self._connection.begin_nested():
                 if not self._is_checked:
