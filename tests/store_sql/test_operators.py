@@ -13,7 +13,7 @@ import pytest
 from converge import Pool, PoolManager, Task, TaskManager, open_store
 from converge.contracts.store import Batch, Durability, Level
 from converge.errors import StoreRefused, StoreUnavailable, Unsupported, ValueTooLarge
-from converge.model.keys import STATE, TASK
+from converge.model.keys import HELD, LEASE, STATE, TASK
 from converge.testing.servers import postgres_server
 from converge_store_sql import SqlOptions, SqlStore
 from converge_store_sql.postgresql.inspection import Settings, inspection
@@ -50,11 +50,12 @@ async def test_the_view_shows_a_task_in_each_place_of_its_life(
 async def test_a_record_that_cannot_be_read_keeps_no_other_from_being_shown(
     store: SqlStore, options: SqlOptions, server: asyncpg.Connection
 ) -> None:
-    values = (b"\xff{", b'{"pool":"docs","due":99999999999999999999999}', b'{"pool":"d\\u0000cs"}', b'{"pool":"docs"}')
-    for number, value in enumerate(values):
-        puts = [(TASK(bytes([number]) * 16), value), (STATE(bytes([number]) * 16), value)]
-        await store.commit([Batch(puts=puts)])
-    rows = await server.fetch(f"select pool, due from {options.network}_tasks order by id")
+    odd = b'{"pool":"docs","priority":"high","max_attempts":1.5,"attempts":99999999999999999999,"rank":[],"due":1e300}'
+    for number, value in enumerate((b"\xff{", odd, b'{"pool":"d\\u0000cs"}', b'{"pool":"docs"}')):
+        id_ = bytes([number]) * 16
+        lease = [(LEASE(id_), b'{"pid":"x"}'), (HELD(id_, 0, id_, id_), value)] if number == 1 else []
+        await store.commit([Batch(puts=[(TASK(id_), value), (STATE(id_), value), *lease])])
+    rows = await server.fetch(f"select * from {options.network}_tasks order by id")
     assert [row["pool"] for row in rows] == [None, "docs", "dcs", "docs"]
 
 

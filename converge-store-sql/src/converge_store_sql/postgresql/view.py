@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from converge.machines.task import TaskState
 
-VERSION = 4
+VERSION = 5
 """Of the view; a comment on it says which one is there. A newer one is left alone."""
 
 COMMENT = "converge view "
@@ -20,6 +20,7 @@ def create_view(network: str) -> list[str]:
         f"drop view if exists {network}_tasks",
         _JSON.format(network=network),
         _MOMENT.format(network=network),
+        _NUMBER.format(network=network),
         _VIEW.format(network=network, held=TaskState.ASSIGNED, parked=TaskState.WAITING, unclaimed=TaskState.PENDING),
         f"comment on view {network}_tasks is '{COMMENT}{VERSION}'",
     ]
@@ -37,6 +38,11 @@ as $$
     select case when micros ~ '^[1-9][0-9]{{0,16}}$' then to_timestamp(micros::numeric / 1000000) end
 $$"""
 
+_NUMBER = """create or replace function {network}_number(digits text) returns bigint language sql immutable strict
+as $$
+    select case when digits ~ '^-?[0-9]{{1,18}}$' then digits::bigint end
+$$"""
+
 _VIEW = """create view {network}_tasks as select
     encode(t.id, 'hex')::uuid as id,
     coalesce(t.spec ->> 'pool', p.pool) as pool,
@@ -45,15 +51,15 @@ _VIEW = """create view {network}_tasks as select
     coalesce(p.place, case when t.spec ->> 'ordering_key' is not null then 'behind' end) as place,
     t.spec ->> 'type' as type,
     t.spec ->> 'topic' as topic,
-    coalesce((t.spec ->> 'priority')::integer, 0) as priority,
+    coalesce({network}_number(t.spec ->> 'priority'), 0) as priority,
     case when p.place = 'done' then null
-        else coalesce(p.rank, (s.record ->> 'rank')::bigint, (t.spec ->> 'rank')::bigint) end as rank,
+        else coalesce(p.rank, {network}_number(s.record ->> 'rank'), {network}_number(t.spec ->> 'rank')) end as rank,
     {network}_moment(coalesce(p.due::text, s.record ->> 'due', t.spec ->> 'due')) as due,
     encode(p.lease, 'hex')::uuid as holder,
     l.lease ->> 'host' as holder_host,
-    (l.lease ->> 'pid')::bigint as holder_pid,
-    coalesce((s.record ->> 'attempts')::integer, 0) + case when p.place = 'held' then 1 else 0 end as attempts,
-    coalesce((t.spec ->> 'max_attempts')::integer, 3) as max_attempts,
+    {network}_number(l.lease ->> 'pid') as holder_pid,
+    coalesce({network}_number(s.record ->> 'attempts'), 0) + case when p.place = 'held' then 1 else 0 end as attempts,
+    coalesce({network}_number(t.spec ->> 'max_attempts'), 3) as max_attempts,
     {network}_moment(t.spec ->> 'submitted') as submitted_at,
     {network}_moment(p.claimed) as claimed_at,
     {network}_moment(s.record ->> 'finished') as finished_at,
