@@ -110,6 +110,14 @@ def test_the_probes_ask_what_is_served() -> None:
     assert paths == {"startup": "/livez", "liveness": "/livez", "readiness": "/readyz"}
 
 
+def test_a_supervisor_has_where_to_make_its_sockets() -> None:
+    pod = of_kind("Deployment")["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    mounts = {one["mountPath"]: one["name"] for one in container["volumeMounts"] if not one.get("readOnly")}
+    writable = {one["name"] for one in pod["volumes"] if "emptyDir" in one}
+    assert not container["securityContext"]["readOnlyRootFilesystem"] or mounts["/tmp"] in writable
+
+
 def test_the_autoscaler_reads_a_metric_that_is_served() -> None:
     (metric,) = of_kind("HorizontalPodAutoscaler")["spec"]["metrics"]
     assert metric["pods"]["metric"]["name"] in served()

@@ -318,3 +318,22 @@ async def test_a_process_is_at_no_moment_ready_before_its_agents_have_started(mo
         drained, code = await run(config, asked)
     assert drained is not None and code == 0
     assert [[reason.code for reason in one.reasons] for one in seen] == [["starting"]]
+
+
+async def test_an_outage_is_told_since_its_first_sign() -> None:
+    """A call that was not answered comes before the first error by as long as it is waited for."""
+    async with Node(store="memory:") as node:
+        outage, now = node.handle.outage, node.env.monotonic()
+
+        def since() -> list[float]:
+            return [one.since for one in node.vitals._ailments(now) if one.code == Code.STORE_AWAY]
+
+        outage.since = now - 10
+        assert since() == [now - 10]
+        outage.since = now - 5
+        assert since() == [now - 10]
+        outage.since = None
+        assert since() == []
+        outage.since = now - 1
+        assert since() == [now - 1]
+        outage.since = None

@@ -309,7 +309,7 @@ def _health_of_all(config: Config) -> Iterator[Callable[[int], Mapping[str, str]
 
     with TemporaryDirectory(prefix="converge-health-") as name:
         folder = Path(name)
-        children = Children(folder, config.processes)
+        children = Children(folder, config.processes, config.stall_sec)
         server = HealthServer(config.health, children.health, registry_of(children))
         try:
             yield lambda number: {f"{ENV_PREFIX}HEALTH": f"unix:{socket_of(folder, number)}"}

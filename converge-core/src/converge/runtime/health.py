@@ -39,7 +39,8 @@ class Vitals:
         self._loop = threading.get_ident()
         self._stopping: float | None = None
         self._stopped: float | None = None
-        self._ahead: float | None = None  # since when the store's clock is seen to be
+        self._told: dict[str, float] = {}
+        """Since when problems last that show by another sign from one moment to the next, as first told."""
         self._parts: tuple[StoreHandle, Watchdog, Reaper, float] | None = None
         self.sources: list[Source] = []
         """Parts of the node that say for themselves what ails them."""
@@ -96,15 +97,11 @@ class Vitals:
             yield Ailment(Code.STOPPING, "the node is stopping: it claims no more tasks", self._stopping)
         yield from self._of_loop(now, watchdog)
         yield from _of_lease(now, handle)
-        yield from _of_store(now, handle, reaper, watchdog)
+        lasting = (*_of_store(now, handle, reaper, watchdog), *_of_clock(now, handle))
+        self._told = {one.code: min(one.since, self._told.get(one.code, one.since)) for one in lasting}
+        yield from (one._replace(since=self._told[one.code]) for one in lasting)
         if (deaf_since := handle.watch_outage.since) is not None:
             yield Ailment(Code.WATCH_DEAF, "the store's wake-ups do not arrive; work is found by polling", deaf_since)
-        if (ahead_sec := handle.store.clock_ahead_sec) > 0:
-            since = self._ahead = now if self._ahead is None else self._ahead
-            text = f"the wall clock was set back: store time is {ahead_sec:.0f} s ahead of it"
-            yield Ailment(Code.CLOCK_AHEAD, text, since)
-        else:
-            self._ahead = None
         for source in tuple(self.sources):
             yield from source()
 
@@ -153,3 +150,9 @@ def _of_store(now: float, handle: StoreHandle, reaper: Reaper, watchdog: Watchdo
     silent_sec = now - max(silent, watchdog.resumed)
     if silent_sec > SILENT_SEC:
         yield Ailment(Code.STORE_AWAY, f"the store has not answered for {silent_sec:.1f} s", silent)
+
+
+def _of_clock(now: float, handle: StoreHandle) -> Iterable[Ailment]:
+    if (ahead_sec := handle.store.clock_ahead_sec) > 0:
+        text = f"the wall clock was set back: store time is {ahead_sec:.0f} s ahead of it"
+        yield Ailment(Code.CLOCK_AHEAD, text, now)

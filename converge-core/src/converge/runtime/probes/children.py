@@ -5,13 +5,15 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from prometheus_client import Metric
+from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
@@ -19,8 +21,8 @@ from prometheus_client.samples import Sample
 from converge.runtime.agents.ailments import Code
 from converge.runtime.probes.answer import Health, Reason
 
-ANSWER_SEC = 2.0
-"""How long a process may take to answer; its endpoint has a thread of its own."""
+ANSWER_SEC = 1.0
+"""How long a process may take to answer; its endpoint has a thread of its own. Whoever asks waits for 2 s."""
 
 AT_ONCE = 8
 """Processes that are asked at a time."""
@@ -38,14 +40,16 @@ class _UnixConnection(http.client.HTTPConnection):
         one.connect(self._path)
 
 
-def _ask(path: Path, what: str) -> bytes | None:
-    """Return what the process at the socket answers; None: it does not."""
+def _ask(path: Path, what: str) -> bytes | Code:
+    """Return what the process at the socket answers, or why it does not."""
     connection = _UnixConnection(path)
     try:
         connection.request("GET", what)
         return connection.getresponse().read()
+    except (TimeoutError, BlockingIOError):
+        return Code.LOOP_BLOCKED  # it listens, and nothing of it runs
     except (OSError, http.client.HTTPException):
-        return None  # it starts, or has ended: the supervisor starts it again
+        return Code.STARTING  # or it has ended: the supervisor starts it again
     finally:
         connection.close()
 
@@ -53,9 +57,11 @@ def _ask(path: Path, what: str) -> bytes | None:
 class Children(Collector):
     """Asks all processes at once: live as long as each is, ready when all are."""
 
-    def __init__(self, folder: Path, count: int) -> None:
+    def __init__(self, folder: Path, count: int, stall_sec: float) -> None:
         self._sockets = [socket_of(folder, number) for number in range(count)]
-        self._began = datetime.now(UTC)
+        self._stall_sec = stall_sec
+        self._silent = dict.fromkeys(range(count), time.monotonic())
+        """Since when a process does not answer."""
 
     def health(self) -> Health:
         """Return the health of all; each reason's text begins with the process's number."""
@@ -63,8 +69,9 @@ class Children(Collector):
         notes: list[Reason] = []
         is_live = True
         for number, raw in enumerate(self._asked("/readyz")):
-            if raw is None:
-                reasons.append(Reason(code=Code.STARTING, text=f"[{number}] does not answer yet", since=self._began))
+            if isinstance(raw, Code):
+                is_live &= self._is_live(number, raw)
+                reasons.append(_silence(number, raw, self._silent_sec(number)))
                 continue
             told = json.loads(raw)
             is_live &= told["live"]
@@ -76,7 +83,7 @@ class Children(Collector):
         """Return the metrics of all, each with the label `process`."""
         merged: dict[str, Metric] = {}
         for number, raw in enumerate(self._asked("/metrics")):
-            for family in text_string_to_metric_families(raw.decode()) if raw is not None else ():
+            for family in text_string_to_metric_families(raw.decode()) if isinstance(raw, bytes) else self._unready(number, raw):
                 one = merged.setdefault(family.name, Metric(family.name, family.documentation, family.type))
                 one.samples += [_labelled(sample, number) for sample in family.samples]
         return merged.values()
@@ -85,14 +92,41 @@ class Children(Collector):
         """Return nothing, so that the registry does not collect at registration."""
         return ()
 
-    def _asked(self, what: str) -> Sequence[bytes | None]:
+    def _silent_sec(self, number: int) -> float:
+        now = time.monotonic()
+        return now - self._silent.get(number, now)
+
+    def _is_live(self, number: int, code: Code) -> bool:
+        """Return whether no restart is needed of a process that does not answer."""
+        return code is Code.STARTING or self._silent_sec(number) <= self._stall_sec
+
+    def _unready(self, number: int, code: Code) -> Iterable[Metric]:
+        """Yield what is known of a process that does not answer."""
+        yield GaugeMetricFamily("converge_live", "0: only a restart helps.", value=self._is_live(number, code))
+        yield GaugeMetricFamily("converge_ready", "1: it claims tasks and takes messages.", value=0)
+        reason = GaugeMetricFamily("converge_unready_reason", "1: why it is not ready.", labels=["code"])
+        reason.add_metric([code], 1)
+        yield reason
+
+    def _asked(self, what: str) -> Sequence[bytes | Code]:
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            return list(pool.map(lambda path: _ask(path, what), self._sockets))
+            answers = list(pool.map(lambda path: _ask(path, what), self._sockets))
+        for number, answer in enumerate(answers):
+            if isinstance(answer, bytes):
+                self._silent.pop(number, None)
+            else:
+                self._silent.setdefault(number, time.monotonic())
+        return answers
 
 
 def socket_of(folder: Path, number: int) -> Path:
     """Return where the process of that number serves its health."""
     return folder / f"{number}.sock"
+
+
+def _silence(number: int, code: Code, silent_sec: float) -> Reason:
+    told = "does not answer yet" if code is Code.STARTING else f"nothing of it has run for {silent_sec:.0f} s"
+    return Reason(code=code, text=f"[{number}] {told}", since=datetime.now(UTC) - timedelta(seconds=silent_sec))
 
 
 def _read(number: int, rows: Iterable[dict[str, Any]]) -> list[Reason]:
