@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
+from typing import Any
 
 import anyio
 import pytest
 
+from converge import Node
 from converge.contracts.transport import Listener
-from converge.errors import BadRecord, ConnectFailed, ConnectionLost, ListenFailed, MessageTooLarge
+from converge.errors import BadRecord, ConfigError, ConnectFailed, ConnectionLost, ListenFailed, MessageTooLarge
 from converge.testing.proxy import host_and_port
 from converge_transport_ws import WsOptions, WsTransport
 from converge_transport_ws.connection import HEAD_BYTES, Head
@@ -206,3 +208,34 @@ async def test_connections_that_nobody_accepts_are_bounded() -> None:
             await transport.connect(listener.address)
         await channels[0].send([b"first"])
         assert await (await listener.accept()).receive() == [b"first"]
+
+
+@pytest.mark.parametrize("written", ["/a%20b", "/%C3%BC", "/a//b/", "/~x/(1)", "/%22"])
+async def test_a_path_is_dialled_as_it_is_written(written: str) -> None:
+    async with listening(written) as (transport, listener):
+        assert listener.address.endswith(written)
+        near = await transport.connect(listener.address)
+        far = await listener.accept()
+        await near.send([b"hello"])
+        assert await far.receive() == [b"hello"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "path", "written"),
+    [
+        ("transport", "/a b", "/a%20b"),
+        ("transport", "/ü", "/%C3%BC"),
+        ("advertise", "/ü", "/%C3%BC"),
+        ("advertise", '/"', "/%22"),
+    ],
+)
+async def test_a_path_that_nobody_could_dial_is_refused_with_what_to_write(
+    setting: str, path: str, written: str
+) -> None:
+    settings: dict[str, Any] = {
+        "transport": "ws://127.0.0.1:0",
+        setting: f"ws://127.0.0.1:{0 if setting == 'transport' else 9}{path}",
+    }
+    with pytest.raises(ConfigError, match=f"{setting}: .* has a character that no URL has; write {written}"):
+        async with Node(plugins=["ws"], **settings):
+            raise AssertionError("nobody could dial it")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import attrs
 
 SCHEMES = ("ws", "wss")
+
+OF_A_PATH = "/%!$&'()*+,;=:@~"
+"""What may stand in the path of a URL besides letters, digits and `_.-`; all else is written as %XX."""
 
 
 @attrs.frozen(kw_only=True)
@@ -28,7 +31,6 @@ class Address:
 def parse(address: str) -> Address:
     """Split an address into its parts.
 
-
     Raises:
         ValueError: It is not `ws://HOST:PORT/PATH` or `wss://HOST:PORT/PATH`; the text says why.
     """
@@ -40,4 +42,6 @@ def parse(address: str) -> Address:
         raise ValueError(f"only {scheme}://HOST:PORT/PATH is understood")
     if not parts.hostname or parts.port is None:
         raise ValueError(f"host or port is missing; write {scheme}://HOST:PORT/PATH, with port 0 for any that is free")
+    if (written := quote(parts.path, safe=OF_A_PATH)) != parts.path:
+        raise ValueError(f"the path has a character that no URL has; write {written}")
     return Address(host=parts.hostname, port=parts.port, path=parts.path or "/", is_tls=scheme == "wss")

@@ -89,7 +89,7 @@ def test_all_problems_are_told_at_once_each_with_its_place() -> None:
         'CONVERGE_POOL: unknown variable; did you mean "CONVERGE_POOL_ID"?',
         "CONVERGE_RETENTION: a table can be set in the file only",
         "CONVERGE_POLL_SEC: 'often' is not allowed; expected a number (how often to look without a wake-up, in s)",
-        "--advertise: 'here' is not allowed; expected HOST:PORT, a URL for each transport, or none "
+        "--advertise: 'here' is not allowed; expected HOST:PORT, [IPV6]:PORT, a URL for each transport, or none "
         "(where others reach this node; none: only over connections that it makes itself)",
     ]
 

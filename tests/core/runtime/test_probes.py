@@ -157,7 +157,9 @@ def test_an_address_is_a_port_a_host_with_a_port_or_a_path(text: str, address: A
     assert parsed(text)._replace(path=address.path) == address
 
 
-@pytest.mark.parametrize("text", ["x", "a:b", "1.2.3.4", "127.0.0.1:70000", "http://a:1", "::1:80", "unix:", "a b:1"])
+@pytest.mark.parametrize(
+    "text", ["x", "a:b", "1.2.3.4", "127.0.0.1:70000", "http://a:1", "::1:80", "unix:", "a b:1", "\u0663\u0663"]
+)
 def test_what_is_no_address_is_refused_when_it_is_given(text: str) -> None:
     with pytest.raises(ConfigError, match=r"health: .* is not allowed; expected HOST:PORT"):
         Node(health=text)
@@ -170,6 +172,13 @@ async def test_an_address_in_use_is_told_before_the_store_is_opened(tmp_path: Pa
             async with Node(health=address, store=f"file:{tmp_path / 'state.db'}"):
                 raise AssertionError("nobody may listen there")
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 64])
+async def test_a_name_that_no_host_has_is_told_as_an_address(host: str) -> None:
+    with pytest.raises(ConfigError, match=rf"health: cannot listen at {host}:80: .*; name another address"):
+        async with Node(health=f"{host}:80"):
+            raise AssertionError("nobody may listen there")
 
 
 async def test_other_paths_and_methods_are_refused() -> None:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 LOOPBACK = "127.0.0.1"
 
-_ADDRESS = re.compile(r"(?:(?P<host>\[[0-9A-Fa-f:.]+\]|[^\s:/@\[\]]*):)?(?P<port>\d{1,5})")
+_ADDRESS = re.compile(r"(?:(?P<host>\[[0-9A-Fa-f:.]+\]|[^\s:/@\[\]]*):)?(?P<port>[0-9]{1,5})")
 
 
 class Address(NamedTuple):
@@ -28,7 +28,7 @@ def parsed(text: str) -> Address:
         return Address(path=text.removeprefix("unix:"))
     found = _ADDRESS.fullmatch(text)
     if found is None or int(found["port"]) > 65_535:
-        raise ValueError("expected HOST:PORT, PORT or unix:PATH")
+        raise ValueError("expected HOST:PORT, [IPV6]:PORT, PORT or unix:PATH")
     return Address((found["host"] or LOOPBACK).strip("[]"), int(found["port"]))
 
 

@@ -75,7 +75,7 @@ class NodeSettings:
     )
     advertise: str = attrs.field(
         default="",
-        validator=Matching(_ADVERTISED, "HOST:PORT, a URL for each transport, or none"),
+        validator=Matching(_ADVERTISED, "HOST:PORT, [IPV6]:PORT, a URL for each transport, or none"),
         metadata=described("where others reach this node; none: only over connections that it makes itself"),
     )
     health: str = attrs.field(

@@ -83,7 +83,8 @@ class Children(Collector):
         """Return the metrics of all, each with the label `process`."""
         merged: dict[str, Metric] = {}
         for number, raw in enumerate(self._asked("/metrics")):
-            for family in text_string_to_metric_families(raw.decode()) if isinstance(raw, bytes) else self._unready(number, raw):
+            told = self._unready(number, raw) if isinstance(raw, Code) else text_string_to_metric_families(raw.decode())
+            for family in told:
                 one = merged.setdefault(family.name, Metric(family.name, family.documentation, family.type))
                 one.samples += [_labelled(sample, number) for sample in family.samples]
         return merged.values()

@@ -167,6 +167,8 @@ def _bound(text: str, address: Address) -> socket.socket:
         raise ConfigError(
             f"health: cannot listen at {text}: {error.strerror or error}; name another address"
         ) from error
+    except UnicodeError as error:  # a label of the name is empty or too long
+        raise ConfigError(f"health: cannot listen at {text}: no host has such a name; name another address") from error
 
 
 def _bound_at(path: str) -> socket.socket:
