@@ -63,7 +63,8 @@ class PuttingOut:
         monotonic = handle.env.monotonic()
         if monotonic < self._readers_due:
             return
-        (page,) = await handle.store.scan([Range(READER(self._ledger.id), None, LIMITS.keys)])
+        readers = Range(READER(self._ledger.id), None, LIMITS.keys)
+        (page,) = await self._ledger.patiently(lambda: handle.store.scan([readers]))
         now = handle.about_now()
         self._readers = [channel_of(entry.key[2]) for entry in page if moment_or(entry.value, 0) > now]
         self._readers_due = monotonic + READERS_FRESH_SEC

@@ -246,7 +246,7 @@ class Ledger:
             async with self._lock:
                 if self._is_marked and change is None:
                     continue
-                await self.handle.require_format(DURABLE)
+                await self.patiently(lambda: self.handle.require_format(DURABLE))
                 state = marked(self.found) if change is None else change(marked(self.found))
                 more: list[Put] = [(KEPT(self.id), b""), (STATE(self.id), encode(state))]
                 written = await self._write([*puts, *more], deletes, checks, wake, mark or STATE(self.id))
@@ -272,15 +272,15 @@ class Ledger:
             batch = Batch([own, *checks], puts, deletes)
             try:
                 (outcome,) = await (await self.handle.commits()).commit([batch], wake=wake)
+                if isinstance(outcome, Committed) or (is_unknown and await self._is_there(puts, mark)):
+                    return True
+                if own[0] not in outcome.keys:
+                    return False
+                found = await adopted(self.handle, self.found)
             except (OutcomeUnknown, NotApplied) as error:
                 is_unknown = is_unknown or isinstance(error, OutcomeUnknown)
                 failed = error if failed is None or isinstance(error, OutcomeUnknown) else failed
                 continue
-            if isinstance(outcome, Committed) or (is_unknown and await self._is_there(puts, mark)):
-                return True
-            if own[0] not in outcome.keys:
-                return False
-            found = await adopted(self.handle, self.found)
             if found is None:
                 raise StaleClaim(id_text(self.id), token=self.token)
             self.found = found
