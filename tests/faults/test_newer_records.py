@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import anyio
 import pytest
 
 from converge import Agent, MemoryStore, Node, Pool, PoolManager, Task, TaskManager
@@ -25,6 +26,10 @@ pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
 NEWER = json.dumps({"v": FORMAT + 1, "what_it_added": 1}).encode()
 
 
+async def step(task: Task, name: str) -> None:
+    await task.step(name, lambda: 1)
+
+
 class Durable(Agent):
     """Does what reads each kind of record."""
 
@@ -32,6 +37,10 @@ class Durable(Agent):
         """See the class."""
         if task.inputs.get("does") == "wait":
             return await task.wait_for("go")
+        if task.inputs.get("does") == "two at once":
+            async with anyio.create_task_group() as group:
+                for name in ("one", "other"):
+                    group.start_soon(step, task, name)
         if task.inputs.get("does") == "step":
             return await task.step("one", lambda: 1)
         return "good"
@@ -67,7 +76,14 @@ def of_an_agent(id_: bytes) -> list[tuple[Key, bytes]]:
 
 
 @pytest.mark.parametrize(
-    ("does", "puts"), [("step", of_a_step), ("wait", of_signals), ("wait", of_a_signal), ("ask", of_an_agent)]
+    ("does", "puts"),
+    [
+        ("step", of_a_step),
+        ("two at once", of_a_step),
+        ("wait", of_signals),
+        ("wait", of_a_signal),
+        ("ask", of_an_agent),
+    ],
 )
 async def test_an_attempt_that_meets_a_newer_record_goes_back_uncounted_and_its_lane_is_left_alone(
     store: Store, caplog: pytest.LogCaptureFixture, does: str, puts: Callable[[bytes], list[tuple[Key, bytes]]]

@@ -80,14 +80,17 @@ class Desk:
 
     async def read(self, key: Key) -> Entry | None:
         """See `Runs`."""
-        return await self._handle.reads.get(key)
+        found = self._current()
+        if found is None:
+            return await self._handle.reads.get(key)
+        return await self._open(found).ledger.patiently(lambda: self._handle.reads.get(key))
 
     async def keep(self, task_id: str, token: int, also: tuple[Key, bytes, int]) -> None:
         """See `Runs`."""
         attempt = self._attempt_of(task_id, token)
         if attempt is None:
             raise StaleClaim(task_id, token=token)
-        await self._handle.require_format(DURABLE)
+        await attempt.ledger.patiently(lambda: self._handle.require_format(DURABLE))
         attempt.also = also
 
     def leave(self, task_id: str, token: int, newer: SchemaTooNew) -> None:
@@ -123,7 +126,7 @@ class Desk:
         if isinstance(event, Parked):
             attempt.ledger.keep(event)
         newer = attempt.ledger.newer
-        if event is None and newer is not None and type(result) is Raised and result.error is newer:
+        if event is None and newer is not None and _is_newer(result):
             event = self._leave(found, newer)
         if event is None and attempt.also is not None and type(result) is bytes:
             event = Completed(result, self._agent.id, attempt.also)
@@ -144,6 +147,10 @@ def _has_ended(result: object) -> bool:
     return result is PARKED or (
         type(result) is Raised and all(type(error) is Parking for error in leaves(result.error))
     )
+
+
+def _is_newer(result: object) -> bool:
+    return type(result) is Raised and all(type(error) is SchemaTooNew for error in leaves(result.error))
 
 
 def _is_in_loop() -> bool:
