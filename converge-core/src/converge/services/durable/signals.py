@@ -207,7 +207,7 @@ class SignalBox:
             else:
                 # Put again, so that a parent which is about to wait, and has not seen these ends, looks again.
                 parts: Parts = (
-                    [(SIGNALS(parent), target.signals_revision)],
+                    [(TASK(parent), target.revision), (SIGNALS(parent), target.signals_revision)],
                     [(SIGNALS(parent), encode(target.signals))],
                     keys,
                 )
