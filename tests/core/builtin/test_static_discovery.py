@@ -37,3 +37,9 @@ class TestStaticDiscoveryOfAFile(TestStaticDiscovery):
         file = tmp_path / "nodes"
         file.write_text("# nodes\n" + "\n".join(ENDPOINTS) + "\n")
         return StaticOptions(file=str(file))
+
+
+def test_a_refused_endpoint_is_shown_without_its_password() -> None:
+    with pytest.raises(ValueError, match=r"not 'tcp://me:\*\*\*@host:1'") as refused:
+        StaticOptions(endpoints=["tcp://me:hidden@host:1"])
+    assert "hidden" not in str(refused.value)

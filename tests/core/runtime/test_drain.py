@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -17,6 +18,7 @@ from converge.operations.drain import Drain, hint_of, totals
 from converge.runtime.agents.agent import Agent
 from converge.runtime.node import Node
 from converge.services.tasks.counts import live
+from converge.services.tasks.purge import purge
 from converge.testing.fixtures import wait_until
 
 
@@ -64,6 +66,19 @@ async def test_a_failed_task_is_counted_with_its_error(node: Node) -> None:
     drained = await Drain(node.handle, node.tasks, ["p"]).run(await submit(node, "good", "bad"))
     assert [(row.state, row.error) for row in drained.rows] == [("COMPLETED", ""), ("FAILED", "ValueError: it is bad")]
     assert drained.not_completed == 1
+
+
+async def test_a_task_that_was_removed_before_anybody_looked_is_not_said_to_have_completed(
+    node: Node, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "converge.run")
+    ids = await submit(node, "good", "bad")
+    for id_ in ids:
+        await node.tasks.result(id_, timeout=30)
+    async for _ in purge(node.handle, ["p"], [TaskState.FAILED], None, is_dry_run=False):
+        pass
+    await Drain(node.handle, node.tasks, ["p"]).run(ids)
+    assert "drained: 1 completed, 1 removed unseen, in" in caplog.text
 
 
 async def test_tasks_that_tasks_submit_are_waited_for(node: Node) -> None:

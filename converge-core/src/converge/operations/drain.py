@@ -254,10 +254,12 @@ async def ask_all(
 
 def _logged(drained: Drained) -> Drained:
     """Sum it up in the log, with the reasons of what has not completed."""
-    bad = f", {drained.not_completed:,} not" if drained.not_completed else ""
-    rate = drained.total / max(drained.took_sec, 0.001)
+    seen, total = len(drained.rows), drained.total
+    more = f", {drained.not_completed:,} not" if drained.not_completed else ""
+    more += f", {total - seen:,} removed unseen" if total > seen else ""
+    rate = total / max(drained.took_sec, 0.001)
     text = "drained: %s completed%s, in %.1f s (%s tasks/s)"
-    log.info(text, f"{drained.total - drained.not_completed:,}", bad, drained.took_sec, f"{rate:,.0f}")
+    log.info(text, f"{seen - drained.not_completed:,}", more, drained.took_sec, f"{rate:,.0f}")
     found = reasons(drained.rows)
     for reason, count in found[:REASONS]:
         log.warning("%s not completed: %s", f"{count:,}", " ".join(reason.split())[:REASON_LENGTH])

@@ -8,6 +8,8 @@ from typing import Any
 
 import attrs
 
+from converge.secret import without_password
+
 ENDPOINTS = 1_000
 """Endpoints at most: each is asked for its agents every poll interval."""
 
@@ -21,7 +23,7 @@ def check_endpoint(text: str) -> str:
         ValueError: It is not the URL of a transport.
     """
     if not _URL.fullmatch(text):
-        raise ValueError(f"expected URLs of a transport, such as tcp://10.0.0.1:7000, not {text!r}")
+        raise ValueError(f"expected URLs of a transport, such as tcp://10.0.0.1:7000, not {without_password(text)!r}")
     return text
 
 
