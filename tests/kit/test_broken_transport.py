@@ -15,12 +15,14 @@ import attrs
 import pytest
 
 from converge.builtin.local.plugin import LOCAL
-from converge.builtin.local.transport import LocalChannel, LocalListener
+from converge.builtin.local.transport import LocalChannel, LocalListener, LocalTransport
 from converge.contracts.transport import Channel, Listener, Transport, TransportBackend
 from converge.errors import BadRecord, ConnectFailed, ListenFailed, MessageTooLarge
 from converge.testing import StreamTransportContract, TransportContract
 from converge.testing.running import citing, run_contract
+from converge_transport_tcp.framing import Decoder
 from converge_transport_tcp.plugin import TCP
+from converge_transport_tcp.sockets import SocketChannel
 
 
 class Bent(Channel):
@@ -343,6 +345,37 @@ class NamelessContract(RawContract):
         return TCP.options(frame_sec=2.0)
 
 
+class Headless(Bent):
+    """Forgets what it has read of a frame when its receive is cancelled, as where a header and a body are awaited one
+    after the other.
+    """
+
+    async def receive(self) -> Sequence[bytes]:
+        assert isinstance(self.straight, SocketChannel)
+        try:
+            return await self.straight.receive()
+        except anyio.get_cancelled_exc_class():
+            self.straight._decoder = Decoder(self.frame_bytes)
+            raise
+
+
+class Lenient(Bent):
+    """The time that a frame may take begins again with each byte of it."""
+
+    async def receive(self) -> Sequence[bytes]:
+        straight = self.straight
+        assert isinstance(straight, SocketChannel)
+        read = type(straight)._read
+
+        async def read_and_forgive() -> bytes:
+            data = await read(straight)
+            straight._since = anyio.current_time()
+            return data
+
+        straight._read = read_and_forgive  # type: ignore[method-assign]  # of this channel alone
+        return await straight.receive()
+
+
 class Trickling(Bent):
     """Gives one frame at a time, however many have arrived."""
 
@@ -354,6 +387,13 @@ class Trickling(Bent):
         await anyio.lowlevel.checkpoint()
         self.arrived = self.arrived or list(await self.straight.receive())
         return [self.arrived.pop(0)]
+
+
+class Mute(Bent):
+    """Sends nothing."""
+
+    async def send(self, frames: Sequence[bytes]) -> None:
+        await anyio.lowlevel.checkpoint()
 
 
 class Narrow(Bent):
@@ -368,6 +408,18 @@ class Narrow(Bent):
             await self.straight.send([frame])
 
 
+class HeadlessContract(NamelessContract):
+    backend = bent(TCP, Headless)
+    breaks: ClassVar[str] = "C-10"
+
+
+class LenientContract(RawContract):
+    backend = bent(TCP, Lenient)
+    breaks: ClassVar[str] = "C-12"
+    malformed: ClassVar = {}
+    limit_sec = 4.0
+
+
 class TricklingContract(Local):
     backend = bent(LOCAL, Trickling)
     breaks = "C-2"
@@ -376,6 +428,11 @@ class TricklingContract(Local):
 class NarrowContract(Local):
     backend = bent(LOCAL, Narrow)
     limit_sec = 30.0
+
+
+class MuteContract(Local):
+    backend = bent(LOCAL, Mute)
+    limit_sec = 0.5
 
 
 class StraightContract(Local):
@@ -400,6 +457,8 @@ BROKEN = (
     RawContract,
     WrappingContract,
     NamelessContract,
+    HeadlessContract,
+    LenientContract,
 )
 
 
@@ -432,6 +491,22 @@ def test_what_hangs_is_told_with_the_line_that_waited() -> None:
     run = run_contract(HangingContract, tests=citing(HangingContract, ["C-5"]), until=["C-5"])
     hung = [failure.said for failure in run.failures if failure.said.startswith("C-5: the test did not end within ")]
     assert hung and "; it waited in: await " in hung[0], run.output
+
+
+def test_an_example_that_hung_is_not_made_shorter_at_the_price_of_its_time_for_each_try(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    straight, connected = LocalTransport.connect, list[str]()
+
+    async def connect(self: LocalTransport, address: str) -> Channel:
+        connected.append(address)
+        return await straight(self, address)
+
+    monkeypatch.setattr(LocalTransport, "connect", connect)
+    run = run_contract(MuteContract, tests="test_c1_frames_arrive_whole_and_in_order")
+    said = [failure.said.partition(";")[0] for failure in run.failures]
+    assert said == ["C-1: the test did not end within 0.5 s"], run.output
+    assert len(connected) == 1
 
 
 def test_every_clause_has_a_broken_transport() -> None:

@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 
 from converge.contracts.transport import WRITE_QUEUE_BYTES
 from converge.errors import BadRecord, ChannelError, ConnectFailed, ConnectionLost
-from converge.testing._transport.ends import Ending, collect, connected, in_time, send_each, serve_all
+from converge.testing._transport.ends import Ending, collect, connected, in_time, send_each, serve_all, turns
+from converge.testing.fixtures import wait_until
 from converge.testing.proxy import ByteProxy, byte_proxy, host_and_port
 from converge.testing.transport import BIG, Pair, TransportContract, few
 
@@ -44,7 +45,7 @@ class StreamTransportContract(TransportContract):
     @contextlib.asynccontextmanager
     async def proxied(self, options: Any, address: str) -> AsyncIterator[tuple[Pair, ByteProxy]]:
         """Yield a channel with a proxy in its middle."""
-        with in_time(self.clause, self.limit_sec):
+        with in_time(self.clause, self.limit_sec, self._hung):
             async with (
                 self.open(options) as transport,
                 transport.listen(address) as listener,
@@ -182,6 +183,60 @@ class StreamTransportContract(TransportContract):
                         await stream.receive()
             group.cancel_scope.cancel()
         assert all(isinstance(error, BadRecord | ConnectionLost) for error in endings)
+
+    async def test_c10_a_receive_cancelled_in_the_middle_of_a_frame_loses_nothing_of_it(
+        self, options: Any, address: str
+    ) -> None:
+        """C-10: a receive cancelled in the middle of a frame loses nothing of it."""
+        sent, held = BIG[:700], bytearray()
+        async with self.proxied(options, address) as (pair, proxy):
+            before = len(proxy.seen_up)
+            await pair.near.send([sent])
+            assert await collect(pair.far, 1) == [sent]
+            size = len(proxy.seen_up) - before  # of the same frame on the wire
+
+            def hold(offset: int, data: bytes) -> bytes:
+                passed = data[: max(start + cut - offset, 0)]
+                held.extend(data[len(passed) :])
+                return passed
+
+            proxy.change_up = hold
+            for cut in (1, 3, 5, 400):
+                start = len(proxy.seen_up)
+                held.clear()
+                await pair.near.send([sent])
+                waited = Ending()
+                async with anyio.create_task_group() as group:
+                    group.start_soon(waited.of, pair.far.receive)
+                    await wait_until(lambda missing=size - cut: len(held) >= missing)  # type: ignore[misc]  # bound now
+                    await anyio.wait_all_tasks_blocked()
+                    await turns(10)
+                    group.cancel_scope.cancel()
+                if waited.error is not None:
+                    return  # the machine stood still for longer than a frame may take (C-12)
+                await proxy.inject(bytes(held))
+                assert await collect(pair.far, 1) == [sent]
+
+    async def test_c12_a_frame_that_comes_a_byte_at_a_time_does_not_keep_its_channel(
+        self, options: Any, address: str
+    ) -> None:
+        """C-12: a frame that comes a byte at a time does not keep its channel for as long as it likes."""
+        async with self.proxied(options, address) as (pair, proxy), anyio.create_task_group() as group:
+            begun = len(proxy.seen_up) + 20
+            proxy.change_up = lambda offset, data: data[: max(begun - offset, 0)]
+            await pair.near.send([BIG])
+
+            async def drip() -> None:
+                with contextlib.suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
+                    while True:
+                        # So slow that the frame would need hours.
+                        await anyio.sleep(0.1)
+                        await proxy.inject(b"x")
+
+            group.start_soon(drip)
+            with pytest.raises((BadRecord, ConnectionLost)):
+                await pair.far.receive()
+            group.cancel_scope.cancel()
 
     async def test_c12_a_frame_that_never_becomes_whole_ends_its_channel(self, options: Any, address: str) -> None:
         """C-12: a frame that never becomes whole ends its channel."""
