@@ -110,6 +110,31 @@ class Shy(Bent):
                 is_first = False
 
 
+class Clinging(Bent):
+    """A watch does not tell of somebody who has gone, until another one comes."""
+
+    async def watch(self) -> AsyncIterator[list[Sighting]]:
+        known: set[Sighting] | None = None
+        async with aclosing(super().watch()) as watch:  # type: ignore[type-var]  # every watch is an async generator
+            async for found in watch:
+                if known is None or set(found) - known:
+                    yield found
+                known = set(found)
+
+
+class Mixing(Bent):
+    """The answer to a snapshot that was cancelled is given to the next one, as on a connection that all calls share."""
+
+    def __init__(self, straight: Discovery, store: Store) -> None:
+        super().__init__(straight, store)
+        self.answers: list[list[Sighting]] = []
+
+    async def snapshot(self) -> list[Sighting]:
+        self.answers.append(await self.straight.snapshot())
+        await anyio.lowlevel.checkpoint()
+        return self.answers.pop(0)
+
+
 class Texting(Bent):
     """A descriptor is passed on as text."""
 
@@ -314,6 +339,17 @@ class ShyContract(Kit):
     also = frozenset(("D-7",))
 
 
+class ClingingContract(Kit):
+    backend = bent(Clinging)
+    breaks = "D-3"
+    also = frozenset(("D-7",))
+
+
+class MixingContract(Kit):
+    backend = bent(Mixing)
+    breaks = "D-1"
+
+
 class TextingContract(Kit):
     backend = bent(Texting)
     breaks = "D-4"
@@ -381,6 +417,8 @@ BROKEN = (
     StrictContract,
     SleepyContract,
     ShyContract,
+    ClingingContract,
+    MixingContract,
     SilentContract,
     LeakingContract,
     TextingContract,
@@ -418,6 +456,7 @@ class StraightContract(Kit):
     """Nothing is bent."""
 
     backend = bent(Bent)
+    near_sec = 10.0
 
 
 class OwnContract(Kit):

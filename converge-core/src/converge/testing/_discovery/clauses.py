@@ -6,6 +6,7 @@ from contextlib import aclosing, suppress
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -35,6 +36,9 @@ IDS = (
 )
 """An id is an agent's, or an endpoint."""
 
+CALLERS = 6
+"""Rounds of calls at the same time; in each, the cancelled one comes a turn of the event loop further."""
+
 
 class DiscoveryClauses(DiscoveryCase):
     """What is published is told, until it is withdrawn or its process has ended."""
@@ -50,6 +54,38 @@ class DiscoveryClauses(DiscoveryCase):
             expect_equal("D-1", await one.snapshot(), self.said(configured, a, b), "after two were published")
             await one.discovery.withdraw(["a"])
             expect_equal("D-1", await one.snapshot(), self.said(configured, b), "after one of two was withdrawn")
+
+    async def test_d1_calls_at_the_same_time_and_cancelled_ones_get_their_own_answers(
+        self, opening: Opening, options: Any, configured: list[Sighting]
+    ) -> None:
+        """D-1: one connection may carry the calls of many tasks, of which some end early."""
+        many = [Sighting(f"agent-{number}", (), b"%d" % number) for number in range(CALLERS)]
+        async with self.process(opening, options) as one:
+            for turn in range(CALLERS):
+                found = list[dict[str, Sighting]]()
+
+                async def look(found: list[dict[str, Sighting]] = found) -> None:
+                    found.append(await one.snapshot())
+
+                async with anyio.create_task_group() as callers:
+                    early = anyio.CancelScope()
+
+                    async def leave_early(early: anyio.CancelScope = early) -> None:
+                        with early:
+                            await one.snapshot()
+
+                    callers.start_soon(leave_early)
+                    for _ in range(turn):
+                        await anyio.lowlevel.checkpoint()
+                    callers.start_soon(look)
+                    early.cancel()
+                    callers.start_soon(look)
+                expect_equal("D-1", found, [self.said(configured, *many[:turn])] * 2, "two snapshots at the same time")
+                async with anyio.create_task_group() as callers:
+                    callers.start_soon(one.discovery.publish, [many[turn]])
+                    callers.start_soon(look)
+                wanted = self.said(configured, *many[: turn + 1])
+                expect_equal("D-1", await one.snapshot(), wanted, "after a publish beside a snapshot")
 
     async def test_d1_of_two_processes_with_one_id_the_one_that_published_last_counts(
         self, opening: Opening, options: Any, configured: list[Sighting]
@@ -120,6 +156,7 @@ class DiscoveryClauses(DiscoveryCase):
                     for change, wanted in (
                         ([other.discovery.publish([a])], self.said(configured, a)),
                         ([other.discovery.publish([b]), other.discovery.withdraw(["a"])], self.said(configured, b)),
+                        ([other.discovery.withdraw(["b"])], self.said(configured)),
                     ):
                         for call in change:
                             await call
