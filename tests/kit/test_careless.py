@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, nullcontext
 from decimal import Decimal
 from typing import Any, cast
 
@@ -18,6 +18,7 @@ import pytest
 from bending import Bent, bent
 
 from converge.builtin.local.plugin import LOCAL
+from converge.builtin.memory.plugin import MEMORY
 from converge.contracts.discovery import Reader, Sighting
 from converge.contracts.store import (
     Batch,
@@ -35,7 +36,7 @@ from converge.contracts.store import (
 )
 from converge.contracts.transport import Channel as Wire
 from converge.contracts.transport import Transport
-from converge.errors import MessageTooLarge, StoreRefused, StoreUnavailable
+from converge.errors import MessageTooLarge, NoSuchStore, StoreRefused, StoreUnavailable
 from converge.testing import DiscoveryContract, StoreContract, TransportContract
 from converge.testing.running import run_contract
 from converge_store_toy.options import ToyOptions
@@ -177,6 +178,13 @@ class CutsPagesAtAMegabyte(ToyStore):
                 break
             page.append(entry)
         return page
+
+
+@found_by("S-2", "test_pages_of_a_scan")
+class GoesOnWithTheNextLane(ToyStore):
+    def _page(self, wanted: Range) -> list[Entry]:
+        page, after = super()._page(wanted), wanted.after
+        return [entry for entry in page if after is None or len(wanted.prefix) > 1 or entry.key[1] != after[0]]
 
 
 @found_by("S-15", "test_as_many_bytes")
@@ -380,6 +388,38 @@ class ForgetsWakesAfterAConflict(Ringing):
         return outcomes
 
 
+@found_by("S-20", "test_who_only_looks")
+class RefusesWhoLooks(ToyStore):
+    """Whatever is there."""
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, url: str, options: ToyOptions) -> AsyncIterator[Store]:
+        if options.must_exist:
+            raise NoSuchStore("look elsewhere")
+        yield cls(PLACES.shelf(url.partition(":")[2], options))
+
+
+# Threads.
+
+
+@asynccontextmanager
+async def open_unlocked(url: str, options: Any) -> AsyncIterator[Store]:
+    async with MEMORY.open(url, options) as store:
+        vars(store)["_core"].lock = nullcontext()
+        yield store
+
+
+class Unlocked(StoreContract):
+    """The kit on a store whose calls are one step on one event loop alone."""
+
+    backend = attrs.evolve(MEMORY, open=open_unlocked)
+    loops = ("asyncio",)
+
+
+CASES += [(Unlocked, "S-4", "test_no_increment"), (Unlocked, "S-12", "test_a_take_in_another_thread")]
+
+
 # Transports.
 
 
@@ -406,6 +446,17 @@ class Careless(Transport):
 
     def change(self, channel: Wire) -> None:
         """Change a channel."""
+
+
+@found_by("C-11", "test_c11_leaving_the_transport")
+class ClosesOneChannel(Careless):
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, options: Any) -> AsyncIterator[Transport]:
+        async with LOCAL.open(options) as straight:
+            yield cls(straight)
+            for channel in list(vars(straight)["_channels"])[1:]:
+                vars(straight)["_channels"].discard(channel)
 
 
 def refuse(channel: Wire, error: Exception, is_too_much: Callable[[Sequence[bytes]], bool]) -> None:

@@ -32,6 +32,7 @@ from converge.testing._store.base import (
     take_of,
     taken,
 )  # fmt: skip
+from converge.testing._store.races import in_two_threads
 from converge.testing._store.wakes import watching
 from converge.testing.clauses import expect, expect_equal
 
@@ -239,13 +240,7 @@ class HandleClauses(StoreCase):
                     "what this thread has just written",
                 )
 
-        async def elsewhere() -> None:
-            async with opened as other:
-                await write(other, 2)
-
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(in_other_thread, elsewhere, anyio_backend)
-            tasks.start_soon(write, store, 1)
+        await in_two_threads(opened, lambda other: write(other, 2), lambda: write(store, 1), anyio_backend)
         keys = [TASK(ident(1_000 * number + at)) for number in (1, 2) for at in range(self.rounds)]
         expect("S-17", all(await store.get(keys)), "not all that two threads have written is there")
 

@@ -50,7 +50,11 @@ class PlaceClauses(StoreCase):
             expect("S-20", not await self._opens(url, looking), f"{look} opened a place where nothing was ever stored")
         async with limited(partial(self.backend.open, url, options), limit) as store:
             committed("S-20", await commit(store, puts=[(POOL("p"), b"{}")]), "a commit")
-            if self.is_persistent():
+            is_found_again = self.is_persistent()
+            if not is_found_again:
+                async with self.backend.open(url, options) as other:
+                    is_found_again = await get(other, POOL("p")) is not None
+            if is_found_again:
                 expect("S-20", await self._opens(url, looking), "a look at a store that is there was refused")
 
     async def _opens(self, url: str, options: Any) -> bool:

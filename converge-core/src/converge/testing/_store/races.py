@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import anyio
 import anyio.lowlevel
 
-from converge.contracts.store import ABSENT, Batch, Conflict, Entry, Key, Rest, Store, Take, Taken
+from converge.contracts.store import ABSENT, Batch, Check, Conflict, Entry, Key, Rest, Store, Take, Taken
 from converge.model.keys import DEDUP, HELD, LEASE, POOL, READY, TASK
 from converge.testing._store.base import (
     LEASE_ID,
@@ -29,6 +31,19 @@ from converge.testing.clauses import expect, expect_equal
 
 RACERS = 6
 TASKS = 60
+HALT_SEC = 0.001
+
+
+class Halting(tuple[Check, ...]):
+    """Checks behind whose last one the reading thread stands still: where they and the writes are not one step, another
+    thread comes in between. By itself it nearly never would.
+    """
+
+    __slots__ = ()
+
+    def __iter__(self) -> Iterator[Check]:
+        yield from super().__iter__()
+        time.sleep(HALT_SEC)  # it blocks on purpose: only so does the interpreter turn to the other thread
 
 
 class RaceClauses(StoreCase):
@@ -91,9 +106,8 @@ class RaceClauses(StoreCase):
             for _ in range(400 * each):
                 entry = await get(handle, key)
                 assert entry is not None
-                outcome = await commit(
-                    handle, checks=[(key, entry.revision)], puts=[(key, b"%d" % (int(entry.value) + 1))]
-                )
+                checks = Halting([(key, entry.revision)])
+                outcome = await commit(handle, checks=checks, puts=[(key, b"%d" % (int(entry.value) + 1))])
                 done += not isinstance(outcome, Conflict)
                 if done == each:
                     return
@@ -103,11 +117,10 @@ class RaceClauses(StoreCase):
                 f"{400 * each} tries of a counter gave {done} of {each} increments: the loser of a race never wins",
             )
 
-        async def elsewhere() -> None:
-            async with opened as other:
-                await at_once([lambda: add(other)] * 2)
+        async def add_twice(handle: Store) -> None:
+            await at_once([lambda: add(handle)] * 2)
 
-        await at_once([lambda: in_other_thread(elsewhere, anyio_backend), lambda: add(store), lambda: add(store)])
+        await in_two_threads(opened, add_twice, lambda: add_twice(store), anyio_backend)
         entry = await get(store, key)
         expect_equal("S-4", entry and entry.value, b"%d" % (4 * each), "the counter after all increments")
 
@@ -125,15 +138,11 @@ class RaceClauses(StoreCase):
         here: list[Rest] = []
         there: list[Rest] = []
 
-        async def elsewhere() -> None:
-            async with opened as other:
-                await self._drain(other, there, nonces=range(901, 903))
-
-        await at_once(
-            [
-                lambda: in_other_thread(elsewhere, anyio_backend),
-                lambda: self._drain(store, here, nonces=range(903, 905)),
-            ]
+        await in_two_threads(
+            opened,
+            lambda other: self._drain(other, there, nonces=range(901, 903)),
+            lambda: self._drain(store, here, nonces=range(903, 905)),
+            anyio_backend,
         )
         await self._moved_once(store, keys, here + there)
 
@@ -178,10 +187,13 @@ class RaceClauses(StoreCase):
         """S-12."""
         opened = store.reopen()
 
-        async def elsewhere() -> None:
-            async with opened as other:
-                for number in range(self.rounds):
-                    await self._end_lease(other, number)
+        begun = [threading.Event() for _ in range(self.rounds)]
+
+        async def end_all(other: Store) -> None:
+            for number, event in enumerate(begun):
+                if number % 2:  # the others end whenever they do
+                    await turns_until(event)
+                await self._end_lease(other, number)
 
         takes: list[Taken | Conflict | None] = []
         for number in range(self.rounds):
@@ -190,10 +202,16 @@ class RaceClauses(StoreCase):
         revisions = [await put(store, LEASE(ident(number))) for number in range(self.rounds)]
 
         async def take_all() -> None:
-            for number, revision in enumerate(revisions):
-                takes.append(await take(store, self._claim(number, revision)))
+            try:
+                for number, revision in enumerate(revisions):
+                    begun[number].set()
+                    claim = self._claim(number, revision)
+                    takes.append(await take(store, claim._replace(checks=Halting(claim.checks))))
+            finally:
+                for event in begun:  # the other thread waits for no take that is never made
+                    event.set()
 
-        await at_once([lambda: in_other_thread(elsewhere, anyio_backend), take_all])
+        await in_two_threads(opened, end_all, take_all, anyio_backend)
         for number, outcome in enumerate(takes):
             await self._nothing_came_later(store, number, outcome)
 
@@ -241,6 +259,39 @@ async def several(store: Store, count: int) -> AsyncIterator[list[Store]]:
     """Yield as many references as asked, to this handle and to a second one in turn."""
     async with store.reopen() as other:
         yield [(store, other)[number % 2] for number in range(count)]
+
+
+async def in_two_threads(
+    opened: AbstractAsyncContextManager[Store],
+    there: Callable[[Store], Awaitable[None]],
+    here: Callable[[], Awaitable[None]],
+    loop: str,
+) -> None:
+    """Run one coroutine function on a handle of another thread and one here, both from when that handle is open: else
+    this one had mostly ended before.
+    """
+    is_open, is_begun = threading.Event(), threading.Event()
+
+    async def elsewhere() -> None:
+        async with opened as other:
+            is_open.set()
+            await turns_until(is_begun)
+            await there(other)
+
+    async def begin() -> None:
+        try:
+            await turns_until(is_open)
+        finally:
+            is_begun.set()  # also when this is cancelled: the other thread cannot be
+        await here()
+
+    await at_once([lambda: in_other_thread(elsewhere, loop), begin])
+
+
+async def turns_until(event: threading.Event) -> None:
+    """Let the event loop run until another thread has set this."""
+    while not event.is_set():
+        await anyio.lowlevel.checkpoint()
 
 
 async def at_once(works: Sequence[Callable[[], Awaitable[None]]]) -> None:

@@ -240,6 +240,11 @@ class ReadClauses(StoreCase):
             found = await scan(store, Range(READY(lane(1)), None, limit))
             expect_equal("S-2", [entry.key for entry in found], keys[:limit], f"the first page of {limit}")
         expect_equal("S-2", await keys_under(store, READY(lane(1)), page=page), keys, f"all pages of {page} together")
+        whole = [ready(0, 0, 0), *keys, ready(2, 0, 0)]
+        found_keys = await keys_under(store, READY(), page=page)
+        expect_equal(
+            "S-2", found_keys, whole, f"all pages of {page} of a whole family, some of which end within a lane"
+        )
 
     async def test_a_page_may_be_as_long_as_the_limits_say(self, store: Store) -> None:
         """S-2."""
