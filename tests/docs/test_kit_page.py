@@ -22,8 +22,8 @@ DOCS = Path(__file__).parents[2] / "docs/reference"
 OWN: dict[type[Any], set[str]] = {
     StoreContract: {"anyio_backend", "limit", "opening", "quick", "store", "time_limit", "transaction"},
     TaskContract: {"anyio_backend", "limit", "one", "opening", "quick", "store", "time_limit", "two"},
-    StreamTransportContract: {"named_clause"},
-    DiscoveryContract: {"anyio_backend", "quick"},
+    StreamTransportContract: {"named_clause", "time_limit"},
+    DiscoveryContract: {"anyio_backend", "quick", "time_limit"},
 }
 """The kit's own fixtures, which no author gives; and `pytestmark` is pytest's."""
 

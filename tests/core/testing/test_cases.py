@@ -16,6 +16,7 @@ from converge.testing.clauses import in_short
 from converge_store_toy.plugin import TOY
 
 ROOT = Path(__file__).parents[3]
+CASES = Path(__file__).parent / "cases"
 TEST = "test_every_handle_sees_what_was_committed"
 
 
@@ -63,7 +64,7 @@ def test_clauses_are_named_in_short() -> None:
 def run(case: str, *arguments: str) -> str:
     command = [sys.executable, "-m", "pytest", "-c", "/dev/null", "--rootdir", str(ROOT), "-q", "--noconftest"]
     plugins = ["-p", "anyio", "-p", "converge.testing.fixtures", "-p", "no:timeout", "-p", "no:cacheprovider"]
-    file = Path(__file__).parent / "cases" / case
+    file = CASES / case
     path = str(ROOT / "docs/examples/converge-store-toy/src")
     done = subprocess.run(
         [*command, *plugins, "-o", f"pythonpath={path}", str(file), *arguments],
@@ -75,8 +76,10 @@ def run(case: str, *arguments: str) -> str:
 
 
 def test_a_call_that_blocks_the_event_loop_is_ended_with_its_clause() -> None:
-    said = run("blocking_store.py", "-k", "count_answers")
-    assert "ClauseBroken: S-18: the test did not end within 1 s: a call blocks the event loop" in said
+    others = [str(CASES / f"blocking_{kind}.py") for kind in ("transport", "discovery")]
+    said = run("blocking_store.py", *others, "-k", "count_answers or c2_receive or d1_what_was")
+    for clause in ("S-18", "C-2", "D-1"):
+        assert f"ClauseBroken: {clause}: the test did not end within 1 s: a call blocks the event loop" in said, said
 
 
 def test_the_closing_line_names_clauses_that_were_not_tried_with_the_reason() -> None:

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from converge.contracts.transport import FRAME_BYTES, WRITE_QUEUE_BYTES, Channel, Listener, Transport, TransportBackend
 from converge.errors import ConnectFailed, ConnectionClosed, ConnectionLost, InvalidValue, ListenFailed, MessageTooLarge
 from converge.testing._calls.waiting import blocking_calls, expect_no_waiting
-from converge.testing._store.limits import clause_of
+from converge.testing._store.limits import TimeLimited, clause_of
 from converge.testing._transport.ends import (
     CLOSE_SEC,
     END,
@@ -71,7 +71,7 @@ class Pair:
     far: Channel
 
 
-class TransportContract:
+class TransportContract(TimeLimited):
     """Clauses C-1 to C-11 as far as they can be seen from both ends of a channel.
 
     Attributes:

@@ -14,7 +14,7 @@ from converge.errors import ChannelError, StoreError
 from converge.services.store.handle import StoreHandle
 from converge.services.store.lease import LeaseSettings
 from converge.services.store.opening import open_store
-from converge.testing._store.limits import CallLimit, clause_of
+from converge.testing._store.limits import CallLimit, TimeLimited, clause_of
 from converge.testing._store.loops import LoopCase
 from converge.testing._task.base import let_pass
 from converge.testing.clauses import expect
@@ -51,7 +51,7 @@ class Process:
         return {one.id: one for one in found}
 
 
-class DiscoveryCase(LoopCase):
+class DiscoveryCase(TimeLimited, LoopCase):
     """One backend under test.
 
     Attributes:

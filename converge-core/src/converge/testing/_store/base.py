@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from enum import Enum
 from functools import partial
@@ -35,9 +35,9 @@ from converge.contracts.store import (
     reopenable,
 )  # fmt: skip
 from converge.model.keys import HELD, LEASE, READY, Family
-from converge.testing._store.limits import CallLimit, alarm, clause_of, limited
+from converge.testing._store.limits import CallLimit, TimeLimited, clause_of, limited
 from converge.testing._store.loops import LoopCase
-from converge.testing.clauses import ClauseBroken, expect
+from converge.testing.clauses import expect
 from converge.testing.fixtures import scaled
 
 QUICK_EXAMPLES, QUICK_ROUNDS = 8, 6
@@ -55,7 +55,7 @@ class Cut(Enum):
     AFTER = "after the store has carried out the request, before the reply"
 
 
-class StoreCase(LoopCase):
+class StoreCase(TimeLimited, LoopCase):
     """One backend under test. An author sets `backend`, and gives the fixtures `options` and `url` where the defaults
     are not enough.
 
@@ -67,8 +67,6 @@ class StoreCase(LoopCase):
         examples: How many random histories are compared with the model; like `rounds`, less with pytest's option
             `--quick`.
         call_limit_sec: How long a call of the store may take before its clause counts as broken.
-        case_limit_sec: How long a whole test may take, in the main thread, where pytest-timeout does not watch it: a
-            call that blocks the event loop can be ended by nothing else.
         shrinks: Whether a history that fails is made shorter, which takes some time.
         rounds: How often each race is repeated.
         near_sec: How long a hint may take: seconds, since a loaded machine is slow and polling stores look each second.
@@ -81,15 +79,6 @@ class StoreCase(LoopCase):
     rounds: ClassVar[int] = 20
     near_sec: ClassVar[float] = 5.0
     call_limit_sec: ClassVar[float] = 30.0
-    case_limit_sec: ClassVar[float] = 600.0
-
-    @pytest.fixture(autouse=True)
-    def time_limit(self, request: pytest.FixtureRequest) -> Iterator[None]:
-        """End a test that hangs, and say in which clause."""
-        clause = clause_of(request)
-        said = f"the test did not end within {self.case_limit_sec:g} s: a call blocks the event loop, or waits for ever"
-        with alarm(self.case_limit_sec, lambda: ClauseBroken(clause, said)):
-            yield
 
     @pytest.fixture(autouse=True)
     def quick(self, request: pytest.FixtureRequest) -> None:

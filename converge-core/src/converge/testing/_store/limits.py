@@ -7,7 +7,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from functools import wraps
-from typing import Any
+from typing import Any, ClassVar
 
 import anyio
 import attrs
@@ -92,3 +92,22 @@ def alarm(seconds: float, error: Callable[[], Exception]) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+class TimeLimited:
+    """Tests each of which ends in time, also where a call blocks the event loop.
+
+    Attributes:
+        case_limit_sec: How long a whole test may take, in the main thread, where pytest-timeout does not watch it: a
+            call that blocks the event loop can be ended by nothing else.
+    """
+
+    case_limit_sec: ClassVar[float] = 600.0
+
+    @pytest.fixture(autouse=True)
+    def time_limit(self, request: pytest.FixtureRequest) -> Iterator[None]:
+        """End a test that hangs, and say in which clause."""
+        clause = clause_of(request)
+        said = f"the test did not end within {self.case_limit_sec:g} s: a call blocks the event loop, or waits for ever"
+        with alarm(self.case_limit_sec, lambda: ClauseBroken(clause, said)):
+            yield
