@@ -101,6 +101,7 @@ class MysqlInside(Inside):
         """Write batches that hold; return their revision, 0 if another transaction has put one of their keys."""
         relied_on = _relied_on(batches)
         alone = [batch._replace(checks=[one for one in batch.checks if one not in relied_on]) for batch in batches]
+        ((callers,),) = run(self._connection, "select last_insert_id()")
         try:
             with self._connection.begin_nested():
                 for statement in Plan(self._network, alone, None).bet()[1:]:
@@ -109,6 +110,9 @@ class MysqlInside(Inside):
         except DBAPIError as error:
             if number_of(error) != DUPLICATE:
                 raise
+            revision = 0
+        run(self._connection, f"do last_insert_id({callers:d})")
+        if not revision:
             return 0
         own = self._own()
         own.revisions.add(revision)
