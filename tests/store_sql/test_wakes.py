@@ -13,6 +13,7 @@ from converge.model.keys import POOL
 from converge.testing.fixtures import wait_until
 from converge_store_sql import SqlOptions, SqlStore
 from converge_store_sql.postgresql import waiters
+from converge_store_sql.postgresql.store import PostgresqlStore
 
 
 @pytest.fixture
@@ -49,6 +50,20 @@ async def test_a_wake_reaches_one_of_many_sleepers(store: SqlStore) -> None:
             await other.commit([Batch(puts=[(POOL("p"), b"1")])], wake=["lane", "nobody"])
             await wait_until(lambda told=number: sum(watcher.looks for watcher in watchers) >= 5 + told)  # type: ignore[misc]
         assert sum(watcher.looks for watcher in watchers) == 4 + 6
+        group.cancel_scope.cancel()
+
+
+async def test_a_callers_transaction_that_the_server_has_never_heard_of_ends_no_wake_ups(store: SqlStore) -> None:
+    # So it is after a crash, a failover, or a backup that was put back: the number of one that was open is given again.
+    assert isinstance(store, PostgresqlStore)
+    store._waiters.wake_after(10**9, ["gone"])
+    await wait_until(lambda: store._waiters._riders.pause_sec is None)
+    async with anyio.create_task_group() as group:
+        watcher = Watcher(store, "lane")
+        group.start_soon(watcher.run)
+        await wait_until(lambda: watcher.looks == 1)
+        await store.commit([], wake=["lane"])
+        await wait_until(lambda: watcher.looks == 2)
         group.cancel_scope.cancel()
 
 

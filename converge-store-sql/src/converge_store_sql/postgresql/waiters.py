@@ -17,7 +17,7 @@ from typing import Any
 
 import anyio
 
-from converge.errors import StoreError
+from converge.errors import InvalidValue, StoreError
 from converge_store_sql.postgresql.connect import CHECK_SEC, Connections, answered
 from converge_store_sql.postgresql.riding.riders import Riders
 from converge_store_sql.postgresql.statements import Statements
@@ -228,6 +228,9 @@ class Waiters:
                 rows = await self._connections.run(*self._riders.question, writes=False)
             except StoreError:
                 _LOG.debug("what became of a caller's transaction is asked again", exc_info=True)
+                continue
+            except InvalidValue:  # a number yet to be given: the server has lost those transactions, or was put back
+                self._riders = Riders()
                 continue
             if wake := self._riders.heed(rows):
                 self.wake(wake)
