@@ -11,10 +11,11 @@ from anyio.lowlevel import checkpoint
 from converge import Agent, MemoryStore, Node, Pool, Task, TaskState
 from converge.errors import CalledOff
 from converge.ids import id_bytes
+from converge.model.keys import KEPT
 from converge.model.working import StepOptions
 from converge.services.tasks.surroundings import find
-from converge.testing._task.base import POOL, Process, another
-from converge.testing._task.durable import begun
+from converge.testing._task.base import POOL, Process, another, let_pass
+from converge.testing._task.durable import Working, begun
 from converge.testing.fixtures import wait_until
 
 CALLS: list[str] = []
@@ -69,6 +70,33 @@ async def process() -> AsyncIterator[Process]:
     async with another(MemoryStore()) as process:
         await process.pools.create_pool(Pool(id=POOL))
         yield process
+
+
+async def test_a_task_that_is_called_off_without_attempts_left_ends_with_its_process(process: Process) -> None:
+    async with another(process.store) as dies:
+        id_ = await process.tasks.submit(Task(pool_id=POOL, max_attempts=1))
+        await dies.claim_one()
+        assert await process.tasks.cancel(id_, grace_sec=LONG_SEC, why="no longer needed")
+        await let_pass(process.store, (await dies.handle.lease()).id)
+        await process.sweep_all()
+        task = await process.tasks.get(id_)
+    assert (task.state, await process.claim()) == (TaskState.CANCELLED, [])
+
+
+async def test_what_a_task_records_that_was_called_off_before_it_recorded_anything_can_be_found(
+    process: Process,
+) -> None:
+    async with another(process.store) as dies:
+        id_ = await process.tasks.submit(Task(pool_id=POOL))
+        await dies.claim_one()
+        assert await process.tasks.cancel(id_, grace_sec=LONG_SEC)
+        await let_pass(process.store, (await dies.handle.lease()).id)
+        await process.sweep_all()
+    work = Working(process, await process.claim_one())
+    with pytest.raises(CalledOff):
+        await work.step("told", lambda: 1)
+    await work.step("undo", lambda: 2)
+    assert await process.store.count([KEPT()]) == [1], "whoever removes the task looks for this mark"
 
 
 async def test_a_notice_that_comes_behind_the_word_of_the_store_ends_no_step_that_undoes(process: Process) -> None:

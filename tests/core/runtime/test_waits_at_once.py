@@ -9,13 +9,15 @@ import anyio
 import pytest
 from msgspec import Raw
 
-from converge import Agent, MemoryStore, Node, Task, TaskState
+from converge import Agent, MemoryStore, Node, Pool, Task, TaskState
 from converge.codec import encode
 from converge.errors import WaitTimeout
 from converge.machines.durable import Step
 from converge.model.working import Child
 from converge.runtime.attempts.names import FIRST, GATHER, Names
 from converge.services.durable.limits import KNOWN_FROM
+from converge.testing._task.base import POOL, another
+from converge.testing._task.durable import begun
 from converge.testing.fixtures import wait_until
 
 KEPT: dict[str, Any] = {}
@@ -158,3 +160,27 @@ def test_records_of_an_older_release_are_found_in_turn() -> None:
 
     found = [names.label_of_children("first", steps, is_own, is_anonymous) for _ in range(3)]
     assert found == ["first", "first#2", "first#3"]
+
+
+@pytest.mark.parametrize("call", ["gather", "first"])
+async def test_a_child_that_ends_in_the_moment_of_the_timeout_is_in_time(
+    call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with another(MemoryStore()) as one:
+        await one.pools.create_pool(Pool(id=POOL))
+        work = await begun(one)
+        attempt, child = work.attempt, await work.attempt.spawn(Task(pool_id=POOL, type="child"), "c")
+        claimed = await one.claim_one()
+        gave_up = attempt.gave_up
+
+        async def ends_first(*args: Any) -> bool:
+            monkeypatch.undo()
+            await one.tasks.complete(claimed, "in time")
+            await one.sweep_all()
+            return await gave_up(*args)
+
+        monkeypatch.setattr(attempt, "gave_up", ends_first)
+        if call == "gather":
+            assert await attempt.gather((child,), 0.0) == ["in time"]
+        else:
+            assert await attempt.first((child,), False, 0.0) == (child, "in time")
