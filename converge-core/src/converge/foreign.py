@@ -8,7 +8,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from functools import partial
 from itertools import islice
@@ -84,7 +84,28 @@ def _leave_before_next_step(loop: Any) -> None:
         sys.modules["trio"].lowlevel.add_instrument(_LEAVES)
     else:
         loop.call_soon(leave_child, None)
-        getattr(loop, "_ready", deque[Any]()).rotate(1)
+        ready = getattr(loop, "_ready", None)
+        if type(ready) is deque:
+            ready.rotate(1)
+        else:
+            guarded(_leave_wake_ups)
+
+
+def _leave_wake_ups() -> None:
+    """Take no wake-up of the parent's: what its threads wake an event loop by stands in the loop's epoll, and uvloop
+    looks there before it does the child's next step. One that is read in the child never reaches the parent, nor does
+    any after it. Others are put in their place, in which nothing ever stands.
+    """
+    for number in os.listdir("/proc/self/fd"):
+        with suppress(OSError):  # the descriptor that lists them is closed again
+            if os.readlink(f"/proc/self/fd/{number}") != "anon_inode:[eventpoll]":
+                continue
+            with open(f"/proc/self/fdinfo/{number}", encoding="ascii") as info:
+                watched = [int(line.split()[1]) for line in info if line.startswith("tfd:")]
+            for one in watched:
+                if os.readlink(f"/proc/self/fd/{one}") == "anon_inode:[eventfd]":
+                    os.dup2(other := os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC), one, inheritable=False)
+                    os.close(other)
 
 
 class _Leaves:

@@ -69,3 +69,38 @@ def test_run_finishes_all_other_tasks(folder: Path) -> None:
     assert len(ended) == len(tasks) and all(one["state"] in ("COMPLETED", "FAILED") for one in ended)
     assert [one["result"] for one in ended[1::2]] == ["good"] * len(KINDS)
     assert done.stderr.count("it goes on") == 2
+
+
+FORKING = """
+import asyncio
+import os
+import time
+
+import anyio
+
+from converge.cli.loop import loop_factory
+from converge.foreign import children_end_here
+
+
+async def main():
+    await asyncio.sleep(0)  # the loop has begun to wait for threads
+    with children_end_here():
+        asyncio.get_running_loop().call_soon_threadsafe(int)
+        if child := os.fork():
+            os.waitpid(child, 0)
+        await asyncio.sleep(0)
+    await asyncio.to_thread(time.sleep, 0.2)  # until nothing but the thread wakes the loop
+    print("woken")
+
+
+anyio.run(main, backend_options={"loop_factory": loop_factory})
+"""
+
+
+def test_a_forked_child_takes_no_wake_up_of_its_parents(folder: Path) -> None:
+    """It comes back to the event loop at its next await, and looks there for what a thread of the parent has written:
+    a parent whose wake-up was lost would never hear of a thread again.
+    """
+    (folder / "forking.py").write_text(FORKING)
+    done = subprocess.run([sys.executable, "forking.py"], cwd=folder, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "woken\n"), done.stderr
