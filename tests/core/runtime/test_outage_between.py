@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
 
-from converge import Agent, MemoryStore, Node, Pool
+from converge import Agent, MemoryStore, Node, Pool, Task
 from converge.contracts.store import Batch, Channel, Committed, Conflict, Entry, Key, Range
-from converge.errors import CalledOff, OutcomeUnknown, StoreUnavailable
+from converge.errors import CalledOff, OutcomeUnknown, StoreBusy, StoreUnavailable
 from converge.model.keys import ACTOR, HELD, READER, STEP
+from converge.runtime.attempts import family
+from converge.services.store.patience import attempts
 from converge.testing._task.base import POOL, Process
 from converge.testing._task.durable import begun
 
@@ -104,3 +107,17 @@ async def test_while_the_state_of_a_virtual_agent_is_looked_up() -> None:
         assert await node.agent("a", pool="p").ask("second") == "second"
         assert not store.left
         assert [one.attempts for one in await node.tasks.list(limit=10)] == [1, 1], "its first attempt outlived it"
+
+
+async def test_a_child_whose_lane_keeps_moving_is_not_said_to_be_there(
+    process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = await begun(process)
+
+    async def refused(*args: Any, **more: Any) -> bool:
+        return False
+
+    monkeypatch.setattr(work.attempt.ledger, "record", refused)
+    monkeypatch.setattr(family, "attempts", partial(attempts, within_sec=0.0))
+    with pytest.raises(StoreBusy):
+        await work.attempt.spawn(Task(pool_id=POOL), "c")

@@ -107,6 +107,7 @@ class Family:
             wake = lane_wakes(spec, lane)
             if await self._ledger.record(label, step, puts, checks=batch.checks, wake=wake, change=self._as_parent()):
                 return
+        raise StoreBusy(f"the lane of child {id_text(id_)} kept moving")
 
     async def _through_outbox(self, label: str, step: Step, id_: bytes, spec: Spec) -> None:
         checks: list[Check] = [(CHILD(self._ledger.id, id_), ABSENT)]  # which stays, so that a late repeat is refused
