@@ -23,7 +23,7 @@ class TestWs(StreamTransportContract):
 
     @pytest.fixture
     def options(self) -> WsOptions:
-        return WsOptions(connect_sec=1.0, ping_sec=2.0)
+        return WsOptions(connect_sec=5.0, ping_sec=2.0)
 
 
 class TestWss(TransportContract):
@@ -32,7 +32,7 @@ class TestWss(TransportContract):
 
     @pytest.fixture
     def options(self, tmp_path: Path) -> WsOptions:
-        return WsOptions(**Authority(tmp_path, "house").issue("node"), connect_sec=1.0, ping_sec=2.0)
+        return WsOptions(**Authority(tmp_path, "house").issue("node"), connect_sec=5.0, ping_sec=2.0)
 
     @pytest.fixture
     def address(self) -> str:

@@ -34,4 +34,4 @@ class WsBench(Bench):
         """Return options with which a peer that falls silent is noticed soon, and one on a busy machine is not taken
         for silent.
         """
-        return WsOptions(connect_sec=1.0, ping_sec=2.0)
+        return WsOptions(connect_sec=3.0, ping_sec=2.0)
