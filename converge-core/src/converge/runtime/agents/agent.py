@@ -48,10 +48,10 @@ if TYPE_CHECKING:  # below, but nothing that an agent's own module needs while i
 
 A = TypeVar("A", bound="Agent")
 
-HANDLERS = ("on_start", "on_stop", "on_tick", "on_outcomes")
+OPTIONAL_HANDLERS = ("on_start", "on_stop", "on_tick", "on_outcomes")
 """Handlers that are not called of a class that has none for itself."""
 
-CALLED = (*HANDLERS, "on_task", "on_message", "on_ask", "decide")
+HANDLERS = (*OPTIONAL_HANDLERS, "on_task", "on_message", "on_ask", "decide")
 """All handlers."""
 
 RESERVED = ("health", "id", "identity", "node", "pools")
@@ -291,7 +291,7 @@ def _check(cls: type[Agent]) -> None:
             check_name(f"{own}.{attribute}", value)
     if type(cls.concurrency) is not int or not 1 <= cls.concurrency <= 1_000:
         raise InvalidValue(f"{own}.concurrency", cls.concurrency, "an integer from 1 to 1,000")
-    for name in CALLED:
+    for name in HANDLERS:
         handler = getattr(cls, name)
         if not callable(handler) and not hasattr(type(handler), "__get__"):  # a property gives one when it is asked
             expected = "a function: a class without this handler does not name it"
@@ -392,7 +392,7 @@ def kind_of(cls: type[Agent]) -> Kind:
         topics=tuple(str(name) for name in cls.topics),
         capabilities=tuple(str(name) for name in cls.capabilities),
         claimer=claimer_of(cls) if claims_tasks(cls) else None,
-        own=frozenset(name for name in HANDLERS if getattr(cls, name) is not getattr(Agent, name)),
+        own=frozenset(name for name in OPTIONAL_HANDLERS if getattr(cls, name) is not getattr(Agent, name)),
         is_virtual=is_virtual(cls),
         takes_messages=takes_messages(cls),
         concurrency=cls.concurrency,
