@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import zlib
 from collections import Counter
 from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -35,10 +36,13 @@ BEYOND = 10_000
 # How many times as long as its limit a test may take that does not end at it.
 GRACE = 1.25
 STDERR = pytest.StashKey[int]()
+ONE_LOOP = pytest.StashKey[bool]()
+LOOPS = ("asyncio", "trio")
+IS_FULL = os.environ.get("FULL_TESTS") == "1"
 NOT_APPLICABLE = "not applicable: "
 
 # A busy machine is no fault of an example. How many there are where a test does not say it:
-EXAMPLES = 100 if os.environ.get("FULL_TESTS") == "1" else 40
+EXAMPLES = 100 if IS_FULL else 30
 settings.register_profile("suite", max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")
 
@@ -52,7 +56,7 @@ if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
 # Thousands of tests write to files and servers that flush what they wrote: nothing that they show needs a disk under
 # it. With FULL_TESTS=1, or where it is little or runs no programs, the system's own folder for such files is used.
 MEMORY, ENOUGH_BYTES = "/dev/shm", 4 << 30
-if "TMPDIR" not in os.environ and os.environ.get("FULL_TESTS") != "1" and os.access(MEMORY, os.W_OK):
+if "TMPDIR" not in os.environ and not IS_FULL and os.access(MEMORY, os.W_OK):
     room = os.statvfs(MEMORY)
     if room.f_bavail * room.f_frsize >= ENOUGH_BYTES and not room.f_flag & os.ST_NOEXEC:
         os.environ["TMPDIR"] = tempfile.tempdir = MEMORY
@@ -67,11 +71,25 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let the processes of fleets be preloaded; keep standard error as it is when no test's output is caught."""
+    """Let the processes of fleets be preloaded; keep standard error as it is when no test's output is caught; settle
+    whether the suite's own coroutine tests run on one event loop each: they do when all tests are run, unless
+    EVERY_LOOP=1 or FULL_TESTS=1 asks for more.
+    """
     from converge.testing.fleet import Fleet  # imports fixtures, of which pytest rewrites the assertions first
 
     Fleet.popen = staticmethod(preloaded.start)
     config.stash[STDERR] = os.dup(2)
+    if hasattr(config, "workerinput"):
+        config.stash[ONE_LOOP] = config.workerinput["one_loop"]
+    else:
+        are_all = config.args_source == pytest.Config.ArgsSource.TESTPATHS and not config.option.keyword
+        config.stash[ONE_LOOP] = are_all and not IS_FULL and os.environ.get("EVERY_LOOP") != "1"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell a worker what only the process knows that was given the arguments."""
+    node.workerinput["one_loop"] = node.config.stash[ONE_LOOP]
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -111,14 +129,34 @@ def pytest_make_collect_report(
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Give random histories, whose length is drawn, the time that a slow machine takes for long ones. Tests of the
     sources come first, one after another, so that one worker has them, which parses the sources once.
     """
+    if config.stash[ONE_LOOP]:
+        _leave_one_loop(config, items)
     items.sort(key=lambda item: not item.nodeid.startswith("tests/repo/"))
     for item in items:
         if "random_histories" in item.name and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(400))
+
+
+def _leave_one_loop(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave each coroutine test, unless it is a kit's, on one of its two event loops only, which its name draws."""
+    tests: dict[str, dict[str, pytest.Item]] = {}
+    for item in items:
+        loop = item.callspec.params.get("anyio_backend") if hasattr(item, "callspec") else None
+        if isinstance(item, pytest.Function) and loop in LOOPS and not _is_of_kit(item):
+            name, _, given = item.nodeid.partition("[")
+            tests.setdefault(f"{name}[{given.replace(loop, '', 1)}", {})[loop] = item
+    on_both = [(zlib.crc32(name.encode()), loops) for name, loops in tests.items() if len(loops) == len(LOOPS)]
+    left_out = {loops[LOOPS[drawn % len(LOOPS)]] for drawn, loops in on_both}
+    config.hook.pytest_deselected(items=[item for item in items if item in left_out])
+    items[:] = [item for item in items if item not in left_out]
+
+
+def _is_of_kit(item: pytest.Function) -> bool:
+    return item.cls is not None and any(base.__module__.startswith("converge.testing") for base in item.cls.__mro__)
 
 
 def pytest_collection_finish() -> None:
@@ -385,6 +423,10 @@ def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, str] 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say of each reason how many tests it kept from running."""
+    if terminalreporter.config.stash[ONE_LOOP]:
+        terminalreporter.write_line(
+            "not run: each coroutine test on a second event loop (with EVERY_LOOP=1 only)", yellow=True
+        )
     for kind in ("not applicable", "not run"):
         reasons = Counter(_reason(report).removeprefix(NOT_APPLICABLE) for report in terminalreporter.getreports(kind))
         for reason, count in sorted(reasons.items()):

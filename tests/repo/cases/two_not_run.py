@@ -18,3 +18,7 @@ def test_of_a_clause_that_does_not_apply() -> None:
 
 def test_that_runs() -> None:
     assert True
+
+
+async def test_a_coroutine(anyio_backend: str) -> None:
+    assert anyio_backend in ("asyncio", "trio")
