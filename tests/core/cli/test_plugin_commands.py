@@ -107,6 +107,15 @@ def test_errors_of_a_command_are_told_as_those_of_core(converge: Converge) -> No
     assert (answer.code, "docs" in answer.err, "Traceback" in answer.err) == (3, True, False)
 
 
+def test_what_no_code_catches_is_told_as_the_plugins(converge: Converge, folder: Path) -> None:
+    run = "class Odd(BaseException): pass\ndef odd() -> None:\n    raise Odd('oh')\n"
+    hook = "@hookimpl\ndef converge_commands():\n    return [Command(name='odd', run=odd, help='x')]\n"
+    (folder / "odd_of_the_tests.py").write_text(HEAD + run + hook)
+    answer = converge("odd", "--plugin", "odd_of_the_tests:")
+    assert answer.code == 3, answer.err
+    assert 'converge: plugin "odd_of_the_tests:" (from the import path) failed: Odd: oh; `conv' in answer.err
+
+
 def test_a_plugin_with_commands_says_so(converge: Converge) -> None:
     assert "command" in converge("plugins", "list", "--plugin", "acme_of_the_tests:").out
 

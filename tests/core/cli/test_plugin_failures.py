@@ -81,6 +81,7 @@ def toy(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     [
         ("toy_get", {"get": "return self.missing"}, "AttributeError: 'Toy' object has no attribute 'missing'"),
         ("toy_driver", {"get": 'return json.loads("{")'}, "JSONDecodeError: Expecting property name"),
+        ("toy_panic", {"get": "raise BaseException('driver panicked')"}, "BaseException: driver panicked"),
         ("toy_commit", {"commit": "return self.missing"}, "AttributeError: 'Toy' object has no attribute 'missing'"),
     ],
 )

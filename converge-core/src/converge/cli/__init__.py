@@ -200,8 +200,7 @@ def _code_of(arguments: Sequence[str] | None) -> int:
         if any(one.name == called for one in of_plugins):
             check_code(called, code)
         return code if isinstance(code, int) else 0
-    except (
-        Exception,
-        KeyboardInterrupt,
-    ) as error:  # the process's boundary: whatever it was becomes a message and an exit code
+    except SystemExit:
+        raise
+    except BaseException as error:  # the process's boundary: whatever it was becomes a message and an exit code
         return failed(error)
