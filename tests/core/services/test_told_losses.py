@@ -10,6 +10,7 @@ from converge import MemoryStore, Pool, PoolManager, Task, TaskManager
 from converge.contracts.store import Batch, Channel, Committed, Conflict
 from converge.errors import StoreRolledBack
 from converge.services.store.handle import StoreHandle
+from converge.services.store.history import History
 
 
 class Telling(MemoryStore):
@@ -36,3 +37,20 @@ async def test_what_is_said_once_holds_until_it_is_accepted() -> None:
         with pytest.raises(StoreRolledBack):
             await tasks.submit(Task(pool_id="p"))
     assert (await StoreHandle.of(store).commits()).is_rolled_back
+
+
+class Stamped(Committed):
+    """What a store with more to say answers: a subclass is an answer too."""
+
+
+class Blamed(Conflict):
+    """Likewise."""
+
+
+@pytest.mark.parametrize(
+    "answer", [Committed(7), Stamped(7), Conflict((("epoch",),), False), Blamed((("epoch",),), False)], ids=repr
+)
+def test_another_history_shows_in_a_subclass_of_an_answer_too(answer: Committed | Conflict) -> None:
+    history = History((("epoch",), 9))
+    history.check([answer], 9)
+    assert history.is_rolled_back

@@ -43,10 +43,10 @@ class History:
             if answer is last:
                 continue  # a store may give one answer to many batches
             last = answer
-            if type(answer) is Conflict:
+            if isinstance(answer, Conflict):
                 if key in answer.keys:
                     self.is_rolled_back = True
-            elif type(answer) is Committed or (type(answer) is Taken and answer.rests):
+            elif isinstance(answer, Committed) or (isinstance(answer, Taken) and answer.rests):
                 revision = answer.revision
                 if revision <= floor:
                     self.is_rolled_back = True
