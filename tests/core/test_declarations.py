@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import re
 import sys
 import typing
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -178,6 +179,14 @@ ONE = [
     (store(options=option(default="many")), 'its option "size" has a default that is not allowed ("many" is no int)'),
     (store(options=option(default=True)), 'its option "size" has a default that is not allowed (True is no int)'),
     (store(options=option(typing.List)), 'its option "size" has the type typing.List, which no configuration file'),  # noqa: UP006  # with no type of members
+    (
+        store(options=option(list[str], default=[], validator=None)),
+        'its option "size" has a list as its default, which all options share; write factory=list',
+    ),
+    (
+        store(options=attrs.define(type("Options", (), {"size": 5, "_kept": 3, "LEAST": 1}))),
+        'its option "size" has no type, so no configuration file can give it; write size: int',
+    ),
     (store(options=option(Literal["a"], default="b")), "(\"b\" is no typing.Literal['a'])"),
     (store(options=option(list[str], default=("a", 5), validator=None)), "(('a', 5) is no list[str])"),
     (store(options=option(validator=exits)), 'its option "size" has a default that is not allowed (no licence)'),
@@ -189,6 +198,10 @@ ONE = [
     (store(options=Together), "its options cannot be made of their defaults (ValueError: not so); give defaults that"),
     (store(options=Hidden), "it cannot be looked at: RuntimeError: hidden; declare plain values"),
     (store(open=generates), "its open is a generator function, which gives no async context manager; put @async"),
+    (
+        store(open=contextmanager(generates)),
+        "its open is made by @contextmanager, which gives no async context manager; put @asynccontextmanager of",
+    ),
     (store(options=option(str, "must_exist", default="", validator=None)), '"must_exist" is set by core, as bool'),
 ]
 OTHERS = [
@@ -330,6 +343,10 @@ async def yields_unclear(url: str, options: Any) -> AsyncIterator[Any]:
             'the store "foo" was opened with durability D3, and at best D0 is declared; change one of the two',
         ),
         (yields_unclear, 'the store "foo" was opened with durability 1, expected Durability.D0 to Durability.D0'),
+        (
+            lambda url, options: io.StringIO(),
+            'the store "foo": its open gave StringIO, expected an async context manager; put @asynccontextmanager of',
+        ),
         (yields_nothing, 'the store "foo" was opened as NoneType, expected a Store; it must yield one'),
         (yields_abstract, 'the store "foo" cannot be opened: TypeError: Can\'t instantiate abstract class Abstract'),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -17,11 +18,13 @@ from converge.builtin.memory.plugin import MEMORY
 from converge.errors import HookUnknown, PluginBroken, PluginError, PluginMissing, StoreUnavailable
 from converge.operations.plugins.info import loaded_and_packed
 from converge.plugins import PluginHost, loading
+from converge.plugins.found import misplaced
 from converge.plugins.opened import Opened
 
 Owl = Callable[..., None]
 warning: Callable[..., None] = loading.log.warning
 HOOK = "from converge.hookspecs import hookimpl\n@hookimpl\ndef converge_stores():\n    "
+OWL = "return [attrs.evolve(MEMORY, name='owl', schemes=('owl',))]\n"
 ODD = "class Odd(BaseException): ...\n"
 
 
@@ -134,12 +137,57 @@ def test_an_entry_point_without_a_hook_is_a_mistake(owl: Owl, source: str, targe
         PluginHost(["owl"])
 
 
-def test_a_plugin_in_another_group_is_told_where_it_must_be(owl: Owl) -> None:
-    owl(HOOK + "return []", group="converge.plugins")
+@pytest.mark.parametrize("group", ["converge.plugins", "Converge"])
+def test_a_plugin_in_another_group_is_told_where_it_must_be(owl: Owl, group: str) -> None:
+    owl(HOOK + "return []", group=group)
     with pytest.raises(PluginMissing) as raised:
         PluginHost(["owl"])
-    assert 'owl-store 1.2 has "owl" in the group "converge.plugins"' in str(raised.value)
+    assert f'owl-store 1.2 has "owl" in the group "{group}"' in str(raised.value)
     assert "[project.entry-points.converge]" in str(raised.value)
+    assert misplaced() == [
+        f'owl-store 1.2 has "owl" in the group "{group}", which is none: its author must put it into '
+        "[project.entry-points.converge]"
+    ]
+
+
+def test_a_plugin_that_is_a_scheme_alone_is_told_where_it_must_be_too(owl: Owl, tmp_path: Path) -> None:
+    owl(HOOK + "return []")
+    (tmp_path / "owl_store-1.2.dist-info" / "entry_points.txt").write_text("[converge.schemes]\nowl = owl_of_tests\n")
+    with pytest.raises(PluginMissing) as raised:
+        PluginHost(["owl"])
+    assert 'owl-store 1.2 has "owl" as a URL scheme alone: its author must put it into [project.' in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [
+        ("entry_points.txt", "[converge]\nowl owl_of_tests\n", "the entry points of owl-store 1.2 cannot be read ("),
+        ("METADATA", "", 'the metadata of what provides "owl" (owl_of_tests) '),
+        ("METADATA", None, 'the metadata of what provides "owl" (owl_of_tests) '),
+    ],
+)
+def test_a_damaged_installation_is_told_with_the_mend(
+    owl: Owl, tmp_path: Path, file: str, text: str | None, said: str
+) -> None:
+    owl(HOOK + "return []")
+    damaged = tmp_path / "owl_store-1.2.dist-info" / file
+    if text is None:
+        damaged.unlink()
+    else:
+        damaged.write_text(text)
+    with pytest.raises(PluginBroken) as raised:
+        PluginHost()
+    assert str(raised.value).startswith(said) and str(raised.value).endswith("; install it again")
+
+
+def test_an_editable_installation_whose_folder_is_gone_is_told_so(owl: Owl, tmp_path: Path) -> None:
+    owl(target="owl_that_went.plugin")
+    url = {"url": (tmp_path / "gone").as_uri(), "dir_info": {"editable": True}}
+    (tmp_path / "owl_store-1.2.dist-info" / "direct_url.json").write_text(json.dumps(url))
+    with pytest.raises(PluginBroken) as raised:
+        PluginHost(["owl"])
+    gone = f"; it was installed from {tmp_path / 'gone'}, which is gone: install it from where it is now, or pip"
+    assert str(raised.value).endswith(f"{gone} uninstall owl-store"), str(raised.value)
 
 
 def test_check_says_what_a_plugin_prints_when_it_is_loaded(owl: Owl, capsys: pytest.CaptureFixture[str]) -> None:
@@ -184,6 +232,25 @@ def test_check_says_what_the_package_needs_and_nothing_of_what_could_not_be_read
     assert any(line.startswith("owl-store 1.2: it needs attrs>=9999, and ") for line in lines)
     assert "owl-store 1.2: it needs owldb, which is not installed; pip install 'owldb>=1.0'" in lines
     assert not any("owlx" in line or "is no scheme of a backend" in line for line in lines)
+
+
+def test_check_says_what_a_version_is_and_who_else_has_the_scheme(owl: Owl, tmp_path: Path) -> None:
+    owl(HOOK + "from converge.builtin.memory.plugin import MEMORY; import attrs\n    " + OWL)
+    folder = tmp_path / "owl_store-1.2.dist-info"
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: owl-store\nVersion: banana\n")
+    other = tmp_path / "barn-1.0.dist-info"
+    other.mkdir()
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: barn\nVersion: 1.0\n")
+    (other / "entry_points.txt").write_text("[converge]\nbarn = barn\n[converge.schemes]\nowl = barn\n")
+    with pytest.raises(PluginBroken) as raised:
+        loaded_and_packed("owl")
+    lines = str(raised.value).splitlines()
+    assert 'owl-store banana: its version is "banana", which is none; write one such as 1.0 to pyproject.toml' in lines
+    said = 'the scheme "owl" is that of barn 1.0 too, so its URLs find neither; uninstall one'
+    assert f"owl-store banana: {said}" in lines
+    assert 'owl-store banana: its metadata does not say what it does, on a page; add readme = "README.md"' in str(
+        raised.value
+    )
 
 
 @asynccontextmanager

@@ -132,6 +132,14 @@ def test_a_plugin_that_is_not_there_is_told_with_the_nearest(
     assert (answer.code, answer.out) == (2 if name.startswith("no:") else 3, "") and text in answer.err
 
 
+def test_a_plugin_in_no_group_of_ours_is_told_below_the_list(converge: Converge, installed: Path) -> None:
+    file = installed / "converge_store_toy-1.2.dist-info" / "entry_points.txt"
+    file.write_text("[converge.plugins]\ntoy = toy_of_the_tests\n")
+    answer = converge("plugins", "list")
+    assert 'converge-store-toy 1.2 has "toy" in the group "converge.plugins", which is none' in answer.err
+    assert answer.code == 0 and "toy" not in answer.out
+
+
 def test_no_command_imports_a_plugin_that_nobody_named(converge: Converge, installed: Path) -> None:
     store = ("--store", "file:state.db")
     assert converge("run", "counting:WordCounter", "--pool", "docs", "--drain", *store).code == 0

@@ -6,6 +6,7 @@ import inspect
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from types import NoneType, UnionType
@@ -35,7 +36,12 @@ OPEN_ARGUMENTS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 CORE_OPTIONS: Mapping[str, type] = {"must_exist": bool, "network": str}
 """Options that core sets where a store has them."""
 
+PUT_DECORATOR = "put @asynccontextmanager of contextlib before it"
+_PLAIN_MANAGER = contextmanager(lambda: iter(())).__code__
+"""The code of all functions that `@contextmanager` makes."""
+
 _PLAIN = (bool, int, float, str, Path)
+_VALUES = (*_PLAIN, list, dict)
 
 
 def mistakes(word: str, backend: Backend) -> Iterator[str]:
@@ -116,11 +122,11 @@ def _of_open(word: str, backend: Backend) -> Iterator[str]:
         "an async generator function": inspect.isasyncgenfunction,
         "a generator function": inspect.isgeneratorfunction,
     }
-    if kind := next((kind for kind, is_one in kinds.items() if is_one(opens)), ""):
-        yield (
-            f"its open is {kind}, which gives no async context manager; put @asynccontextmanager of contextlib "
-            f"before it, and yield the {word}"
-        )
+    kind = next((kind for kind, is_one in kinds.items() if is_one(opens)), "")
+    if getattr(opens, "__code__", None) is _PLAIN_MANAGER:
+        kind = "made by @contextmanager"
+    if kind:
+        yield f"its open is {kind}, which gives no async context manager; {PUT_DECORATOR}, and yield the {word}"
     yield from _of_arguments("open", opens, *OPEN_ARGUMENTS[word])
 
 
@@ -162,6 +168,9 @@ def _of_options(word: str, backend: Backend) -> Iterator[str]:
         return
     found = [mistake for field in attrs.fields(cls) for mistake in _of_field(field, "")]
     yield from found
+    for name in [name for name, value in vars(cls).items() if name.islower() and isinstance(value, _VALUES)]:
+        if name[0] != "_" and name not in cls.__annotations__:
+            yield f'its option "{name}" {_untyped(name)}'
     is_made = all(field.default is not attrs.NOTHING for field in attrs.fields(cls) if field.init)
     if not found and is_made and type(made := guarded(cls)) is Raised:
         yield f"its options cannot be made of their defaults ({made.text}); give defaults that go together"
@@ -177,6 +186,10 @@ def _of_field(field: attrs.Attribute[Any], within: str) -> Iterator[str]:
         yield from (mistake for one in attrs.fields(inner) for mistake in _of_field(one, f"{name}."))
 
 
+def _untyped(name: str) -> str:
+    return f"has no type, so no configuration file can give it; write {name}: int, or what else it is"
+
+
 def _inner(type_: Any) -> list[type[Any]]:
     """Return the attrs classes that a type is made of."""
     if isinstance(type_, type) and attrs.has(type_):
@@ -189,7 +202,7 @@ def _of_option(field: attrs.Attribute[Any], is_outermost: bool) -> Iterator[str]
     if is_outermost and (wanted := CORE_OPTIONS.get(name)) and field.type is not wanted:
         yield f"is set by core, as {wanted.__name__}; its type is {_name(field.type)}"
     if field.type is None:
-        yield f"has no type, so no configuration file can give it; write {name}: int, or what else it is"
+        yield _untyped(name)
         return
     if not _is_setting(field.type):
         yield (
@@ -202,6 +215,9 @@ def _of_option(field: attrs.Attribute[Any], is_outermost: bool) -> Iterator[str]
         yield 'has no help; add metadata={"help": "what it is for"}'
     if any(kind in (int, float) for kind in _kinds(field.type)) and not bounds_of(field):
         yield "is a number without bounds; add validators.ge(...) and validators.le(...)"
+    if isinstance(field.default, list | dict | set):
+        kind = name_of(type(field.default))
+        yield f"has a {kind} as its default, which all options share; write factory={kind}"
     if field.default is attrs.NOTHING or getattr(field.default, "takes_self", False):
         return
     if type(raised := guarded(_check_default, field)) is Raised and not raised.is_a(AttributeError):

@@ -25,7 +25,7 @@ from converge.contracts.transport import TransportBackend
 from converge.errors import ContractMismatch, HookUnknown, PluginBroken, PluginMissing
 from converge.foreign import Raised, guarded, is_a, name_of
 from converge.plugins.declaration import NAME, Backend, mistakes, shown, told
-from converge.plugins.found import Found, title
+from converge.plugins.found import Found, gone_folder, title
 
 _TARGET = re.compile(r"\w+(\.\w+)*(:(\w+(\.\w+)*)?)?")
 _WORDS = re.compile(r"[a-z][a-z0-9-]*( [a-z][a-z0-9-]*)?")
@@ -87,6 +87,9 @@ def import_plugin(found: Found) -> object:
 def _hint(found: Found, module: str, absent: str) -> str:
     """Return what to do about a module that a plugin's import did not find."""
     if absent.partition(".")[0] == module.partition(".")[0]:
+        if gone := gone_folder(found):
+            mend = f"install it from where it is now, or pip uninstall {found.distribution}"
+            return f"; it was installed from {gone}, which is gone: {mend}"
         return "; name one that the package has, in the entry point or the import"
     return f"; install what has it, and name that in the dependencies of {found.distribution or 'the plugin'}"
 

@@ -5,13 +5,18 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib.metadata
+import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from typing import cast
+from urllib.parse import unquote
 
 import attrs
 
-from converge.errors import PluginDuplicate, PluginMissing
+from converge.errors import PluginBroken, PluginDuplicate, PluginMissing
+from converge.foreign import Raised, guarded
 
 NAMES_GROUP = "converge"
 SCHEMES_GROUP = "converge.schemes"
@@ -53,13 +58,30 @@ def entries(group: str) -> Mapping[str, Sequence[Found]]:
 @functools.lru_cache(maxsize=4)
 def _entries(group: str, _path: tuple[tuple[str | int, ...], ...]) -> Mapping[str, Sequence[Found]]:
     entries: dict[str, list[Found]] = {}
-    for entry in importlib.metadata.entry_points(group=group):
+    for entry in _read(group):
         dist = entry.dist
-        name, version = (dist.name, dist.version) if dist is not None else ("unknown", "")
+        found = guarded(lambda dist=dist: (dist.name, dist.version))
+        if type(found) is Raised or not found[0]:
+            what = f"cannot be read ({found.text})" if type(found) is Raised else "has no name"
+            text = f'the metadata of what provides "{entry.name}" ({entry.value}) {what}; install it again'
+            raise PluginBroken(text)
         entries.setdefault(entry.name, []).append(
-            Found(name=entry.name, target=entry.value, distribution=name, version=version)
+            Found(name=entry.name, target=entry.value, distribution=found[0], version=found[1] or "?")
         )
     return entries
+
+
+def _read(group: str) -> importlib.metadata.EntryPoints:
+    """Return the entry points of a group; name the distribution, whoever's it is, of which they cannot be read."""
+    read = guarded(lambda: importlib.metadata.entry_points(group=group))
+    if type(read) is not Raised:
+        return cast(importlib.metadata.EntryPoints, read)
+    for dist in importlib.metadata.distributions():
+        if type(raised := guarded(lambda dist=dist: dist.entry_points)) is Raised:
+            whose = guarded(lambda dist=dist: f"{dist.name} {dist.version}")
+            text = f"the entry points of {whose} cannot be read ({raised.text}); install it again"
+            raise PluginBroken(text) from raised.error
+    raise read.error
 
 
 def _changed(folder: str) -> tuple[int, ...]:
@@ -87,19 +109,49 @@ def only(found: Sequence[Found], what: str, *, is_reserved: bool) -> Found | Non
 def missing(what: str, name: str, known: Iterable[str]) -> PluginMissing:
     if (base := name.partition("+")[0]) in DISTRIBUTIONS:
         return PluginMissing(f"no installed distribution provides the {what}; pip install {DISTRIBUTIONS[base]}")
-    for group in sorted(importlib.metadata.entry_points().groups):
-        if group.startswith(NAMES_GROUP) and group not in GROUPS and (found := entries(group).get(name)):
-            owner = f"{found[0].distribution} {found[0].version}"
-            return PluginMissing(
-                f'no installed distribution provides the {what}; {owner} has "{name}" in the group "{group}", which is '
-                f"none: its author must put it into [project.entry-points.{NAMES_GROUP}]"
-            )
+    for text in misplaced(name):
+        return PluginMissing(f"no installed distribution provides the {what}; {text}")
+    if found := entries(SCHEMES_GROUP).get(name):
+        return PluginMissing(
+            f'no installed distribution provides the {what}; {_owner(found[0])} has "{name}" as a URL scheme alone: '
+            f"{_MUST_PUT}"
+        )
     near = difflib.get_close_matches(name, sorted(set(known)), n=1)
     if not near:
         return PluginMissing(
             f"no installed distribution provides the {what}; `converge plugins list` shows what is installed"
         )
     return PluginMissing(f'no installed distribution provides the {what}; did you mean "{near[0]}"?')
+
+
+def misplaced(name: str = "") -> list[str]:
+    """Return what to say of plugins, or of the one of that name, in groups that look like Converge's and are none."""
+    return [
+        f'{_owner(one)} has "{one.name}" in the group "{group}", which is none: {_MUST_PUT}'
+        for group in sorted(importlib.metadata.entry_points().groups)
+        if re.split("[._-]", group.lower())[0] == NAMES_GROUP and group not in GROUPS
+        for some in entries(group).values()
+        for one in some
+        if name in ("", one.name)
+    ]
+
+
+_MUST_PUT = f"its author must put it into [project.entry-points.{NAMES_GROUP}]"
+
+
+def _owner(found: Found) -> str:
+    return f"{found.distribution} {found.version}"
+
+
+def gone_folder(found: Found) -> str:
+    """Return the folder of an editable installation (PEP 610), if it is not there any more."""
+
+    def asked() -> str:
+        origin = json.loads(importlib.metadata.distribution(found.distribution).read_text("direct_url.json") or "{}")
+        return unquote(origin["url"].removeprefix("file://")) if origin["dir_info"]["editable"] else ""
+
+    folder = guarded(asked)
+    return folder if isinstance(folder, str) and folder and not os.path.isdir(folder) else ""
 
 
 def title(found: Found) -> str:

@@ -13,7 +13,7 @@ from converge.errors import BadRecord, ConvergeError, PluginBroken
 from converge.foreign import describe, is_a, is_cancellation, leaves, name_of, passes
 from converge.plugins.answers import Whose, look_at
 from converge.plugins.blame import BrokenContract
-from converge.plugins.declaration import Backend, shown
+from converge.plugins.declaration import PUT_DECORATOR, Backend, shown
 from converge.plugins.found import OWN, Found
 
 T = TypeVar("T")
@@ -41,6 +41,9 @@ class Opened(AbstractAsyncContextManager[T], Generic[T]):
     async def __aenter__(self) -> T:
         try:
             self._manager = self._opens()
+            if not hasattr(type(self._manager), "__aenter__"):
+                gave = f"{name_of(type(self._manager))}, expected an async context manager; {PUT_DECORATOR}"
+                raise PluginBroken(f"{self._whose}: its open gave {gave}")
             opened = await self._manager.__aenter__()
         except BaseException as error:
             if _is_passed(error):

@@ -18,6 +18,7 @@ from converge.cli.plugins.commands import check_parameters
 from converge.errors import ConfigError, InvalidValue
 from converge.operations.plugins.info import Facts, checked, facts_of, last_cards, loaded_and_packed, save_cards
 from converge.plugins import PluginHost
+from converge.plugins.found import misplaced
 from converge.plugins.loaded import Loaded
 from converge.secret import without_password
 
@@ -52,6 +53,8 @@ def list_plugins(
         columns.append("kinds")
         rows = [[*row, " ".join(one.kinds)] for row, one in zip(rows, found, strict=True)]
     output.table(columns, rows, has_lines=True)
+    for text in misplaced():
+        output.note(text)
     return DONE
 
 

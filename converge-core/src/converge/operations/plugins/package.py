@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 
 from converge.plugins.declaration import Backend
-from converge.plugins.found import CORE, NAMES_GROUP, SCHEMES_GROUP
+from converge.plugins.found import CORE, NAMES_GROUP, SCHEMES_GROUP, entries
 
 _REQUIREMENT = re.compile(r"^\s*([A-Za-z0-9._-]+)\s*(?:\[[^]]*\])?\s*([^;]*)")
 
@@ -51,6 +51,11 @@ def _of_entries(
             yield f'the entry point "{scheme}" of {group} is no scheme of a backend; take it out, or declare it'
         elif value != target and value not in targets.values():
             yield f'the entry point "{scheme}" of {group} names {value}, and no plugin does; name {target}'
+    for scheme in sorted(declared & set(schemes)):
+        for other in entries(SCHEMES_GROUP)[scheme]:
+            if other.distribution != metadata.name:
+                whose = f"{other.distribution} {other.version}"
+                yield f'the scheme "{scheme}" is that of {whose} too, so its URLs find neither; uninstall one'
     for kind, some in backends.items():
         for backend in some:
             if kind == "discovery" and backend.name not in targets:
@@ -65,7 +70,7 @@ def _of_metadata(metadata: importlib.metadata.Distribution) -> Iterator[str]:
     needed = {
         "summary": 'what it is, in one line; add description = "..."',
         "requires_python": 'which Python it needs; add requires-python = ">=3.11"',
-        "description": 'no page; add readme = "README.md"',
+        "description": 'what it does, on a page; add readme = "README.md"',
     }
     for field, mend in needed.items():
         if not fields.get(field) or fields[field] == "UNKNOWN":
@@ -83,11 +88,18 @@ def _of_metadata(metadata: importlib.metadata.Distribution) -> Iterator[str]:
 
 
 def _of_needs(metadata: importlib.metadata.Distribution) -> Iterator[str]:
-    """Yield what it needs and this environment does not have, where `packaging` is there to tell."""
+    """Yield a version that is none, and what it needs and this environment does not have, where `packaging` is there
+    to tell.
+    """
     if find_spec("packaging") is None:
         return
     from packaging.requirements import InvalidRequirement, Requirement
+    from packaging.version import InvalidVersion, Version
 
+    try:
+        Version(metadata.version)
+    except (InvalidVersion, TypeError):
+        yield f'its version is "{metadata.version}", which is none; write one such as 1.0 to pyproject.toml'
     for text in metadata.requires or ():
         try:
             need = Requirement(text)
