@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -96,3 +97,128 @@ async def test_what_a_retired_agent_has_not_done_is_handed_back_and_its_senders_
         two.gate.set()
         task = await node.tasks.result(task_id, timeout=20)
         assert (task.state, task.result, task.attempts) == (TaskState.COMPLETED, two.id, 1)
+
+
+class Leaver(Agent):
+    """Retires itself in the handler that gets `leave`, once it is let go; holds everything else likewise."""
+
+    concurrency = 2
+
+    def __init__(self) -> None:
+        self.gates = {"leave": anyio.Event(), "hold": anyio.Event()}
+        self.begun = {"leave": anyio.Event(), "hold": anyio.Event()}
+        self.said = list[object]()
+
+    async def do(self, what: str) -> str:
+        self.begun[what].set()
+        await self.gates[what].wait()
+        if what == "leave":
+            await self.node.retire(self)  # type: ignore[attr-defined]  # its type offers less
+        self.said.append(what)
+        return what
+
+    async def on_message(self, message: Message) -> object:
+        return await self.do(message.payload)
+
+    async def on_task(self, task: Task) -> str:
+        return await self.do(task.inputs["what"])
+
+    async def on_stop(self) -> None:
+        self.said.append("stopped")
+
+
+async def test_an_agent_that_retires_itself_in_on_message_answers_and_who_waits_behind_is_told() -> None:
+    answers: list[Any] = []
+
+    async def ask(what: str) -> None:
+        try:
+            answers.append(await node.ask(agent.id, what, timeout=60))
+        except Dropped as error:
+            answers.append(type(error))
+
+    with anyio.fail_after(45):  # less than the grace time
+        async with Node(grace_sec=60.0) as node, anyio.create_task_group() as group:
+            (agent,) = await node.spawn(Leaver)
+            group.start_soon(ask, "leave")
+            await agent.begun["leave"].wait()
+            group.start_soon(ask, "hold")
+            await wait_until(lambda: node.network.post.inboxes[agent.id].held_bytes > 0, what="another message waits")
+            agent.gates["leave"].set()
+    assert sorted(map(str, answers)) == sorted(["leave", str(Dropped)])
+    assert agent.said == ["stopped", "leave"]
+
+
+async def test_an_agent_that_retires_itself_in_on_task_completes_it_and_waits_for_its_other_tasks() -> None:
+    with anyio.fail_after(45):  # less than the grace time
+        async with Node(grace_sec=60.0) as node:
+            (agent,) = await node.spawn(Leaver, pool="p")
+            ids = await node.tasks.submit_many([Task(pool_id="p", inputs={"what": one}) for one in ("leave", "hold")])
+            await agent.begun["leave"].wait()
+            await agent.begun["hold"].wait()
+            agent.gates["leave"].set()
+            await wait_until(lambda: agent.id not in node.agents, what="it begins to end")
+            assert not agent.said
+            agent.gates["hold"].set()
+            done = [await node.tasks.result(task_id, timeout=60) for task_id in ids]
+    assert [(task.state, task.result, task.attempts) for task in done] == [
+        (TaskState.COMPLETED, "leave", 1),
+        (TaskState.COMPLETED, "hold", 1),
+    ]
+    assert agent.said == ["hold", "stopped", "leave"]
+
+
+@pytest.mark.parametrize("by_another", [False, True])
+async def test_an_agent_that_is_retired_while_agents_start_is_not_started(by_another: bool) -> None:
+    made: list[Starting] = []
+
+    class Starting(Agent):
+        def __init__(self) -> None:
+            self.said = list[str]()
+
+        async def on_start(self) -> None:
+            made.append(self)
+            if len(made) == (2 if by_another else 1):
+                if by_another:
+                    await wait_until(lambda: made[0].id in node.agents, what="the other one has started")
+                await node.retire(made[0])
+
+        async def on_task(self, task: Task) -> str:
+            return self.id
+
+        async def on_message(self, message: Message) -> str:
+            return self.id
+
+        async def on_stop(self) -> None:
+            self.said.append("stopped")
+
+    with anyio.fail_after(60):
+        async with Node() as node:
+            agents = await node.spawn(Starting, count=2, pool="p")
+            (other,) = [one for one in agents if one is not made[0]]
+            assert list(node.agents) == [other.id]
+            assert made[0].said == ["stopped"]
+            assert [one.id for one in await node.discovery.query(DiscoveryQuery())] == [other.id]
+            with pytest.raises(Undeliverable, match="not known here"):
+                await node.ask(made[0].id, "x")
+            ids = await node.tasks.submit_many([Task(pool_id="p")] * 8)
+            assert {(await node.tasks.result(task_id, timeout=60)).result for task_id in ids} == {other.id}
+
+
+async def test_an_agent_that_is_retired_while_all_join_again_does_not_keep_the_others_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with anyio.fail_after(60):
+        async with Node() as node:
+            one, two = await node.spawn(Worker, count=2, pool="p")
+            two.gate.set()
+            join_many = node.pools.join_many
+
+            async def join_and_retire(*arguments: Any, **named: Any) -> None:
+                await join_many(*arguments, **named)
+                await node.retire(one)
+
+            monkeypatch.setattr(node.pools, "join_many", join_and_retire)
+            node.agents[two.id].pools = ()
+            await node.groups.rejoin()
+            task_id = await node.tasks.submit(Task(pool_id="p"))
+            assert (await node.tasks.result(task_id, timeout=60)).result == two.id

@@ -284,20 +284,25 @@ class Node:
             await parts.groups.withdraw(agents)
             parts.kept.keyring.give_back(one.id for one in agents if one.id not in self.agents)
             raise
-        await parts.network.add(agents, parts.groups.supervision)
+        for one in agents:
+            if one.is_retired and self.agents.pop(one.id, None) is not None:  # in its own `on_start`
+                await completed(partial(retire, parts, one, 0.0))
+        await parts.network.add([one for one in agents if not one.is_retired], parts.groups.supervision)
         # From here on the loop is watched: the first handler may block it before the watchdog has had its first turn.
         lease = await parts.handle.lease()
         lease.beat()
-        parts.groups.add(agents)
+        living = [one for one in agents if not one.is_retired]
+        parts.groups.add(living)
         if lease is not joined_under:
             parts.watchdog.lease_lost.set()  # while `on_start` ran: these agents are joined again too
-        parts.ticks.add(agents)
+        parts.ticks.add(living)
         return [one.agent for one in agents]
 
     async def retire(self, agent: Agent, *, grace_sec: float | None = None) -> None:
         """End one agent, while the node and its other agents go on. It leaves discovery and claims nothing more at
         once; its handlers have the grace time (that of the node), then its tasks are handed back; `on_stop` is called.
-        A second call returns at once.
+        A second call returns at once. In a handler of the agent's own it does not wait for that one. An agent that is
+        still starting ends when its `on_start` has returned, without grace time.
 
         Raises:
             InvalidValue: It is not an agent of this node.
@@ -307,10 +312,12 @@ class Node:
             hosted = next((one for one in self.agents.values() if one.agent is agent), None)
         if type(hosted) is not Hosted or hosted.node is not self:
             raise InvalidValue("agent", f"one of {name_of(type(agent))}", "an agent of this node")
-        if self.agents.pop(hosted.id, None) is None:
+        if hosted.is_retired:
             return
+        hosted.is_retired = True
         grace_sec = self.settings.grace_sec if grace_sec is None else grace_sec
-        await completed(partial(retire, self.parts, hosted, grace_sec))
+        if self.agents.pop(hosted.id, None) is not None:
+            await completed(partial(retire, self.parts, hosted, grace_sec))
 
     def _make(self, cls: type[Agent], kind: Kind, pools: tuple[str, ...], identity: Identity) -> Hosted:
         parts, own = self.parts, detached(cls)

@@ -66,7 +66,7 @@ class Agent:
             self._is_running = True
             self._group.start_soon(self._run)
 
-    def abandon(self) -> list[OnHandled]:
+    def abandon(self, *, but_current: bool = False) -> list[OnHandled]:
         answers = [answer for _, answer in self._waits if answer is not None]
         self._waits.clear()
         return answers

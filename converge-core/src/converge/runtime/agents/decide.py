@@ -97,8 +97,8 @@ class DecideLoop:
         """Whether no message waits, and no call runs."""
         return not self._messages and self._call_scope is None
 
-    def abandon(self) -> list[OnHandled]:
-        """Forget the messages that wait, and cancel the call; return the answers of all that no call has ended."""
+    def abandon(self, *, but_current: bool = False) -> list[OnHandled]:
+        """See `LocalInbox`. It has no current message: the call, which has several, is cancelled."""
         answers = [answer for _, answer in self._given if answer is not None]
         answers += [answer for _, answer, _ in self._messages if answer is not None]
         self._messages.clear()

@@ -63,7 +63,9 @@ class AgentLoop(LocalInbox, Protocol):
 
 @attrs.define(eq=False, kw_only=True)
 class Hosted:
-    """One agent of a node. `agent` is its own object; `node` the node that it is on; `loop` has one with `decide`."""
+    """One agent of a node. `agent` is its own object; `node` the node that it is on; `loop` has one with `decide`;
+    `is_retired`: it ends, or has ended, while its node goes on.
+    """
 
     agent: Any
     kind: Kind
@@ -73,6 +75,7 @@ class Hosted:
     pools: tuple[str, ...]
     health: AgentHealth
     loop: AgentLoop | None = None
+    is_retired: bool = False
 
     @property
     def concurrency(self) -> int:

@@ -50,11 +50,16 @@ class Inbox:
         """Whether nothing waits, and the handler has nothing."""
         return not self._is_running
 
-    def abandon(self) -> list[OnHandled]:
-        """Forget the waiting messages, and cancel the handler; return the answers of all that it has not ended."""
-        answers = [answer for answer in (self._answer, *(answer for _, answer, _ in self._queue)) if answer is not None]
+    def abandon(self, *, but_current: bool = False) -> list[OnHandled]:
+        """See `LocalInbox`."""
+        answers = [answer for _, answer, _ in self._queue if answer is not None]
         self._queue.clear()
-        self.held_bytes, self._answer = 0, None
+        self.held_bytes = 0
+        if but_current:
+            return answers
+        if self._answer is not None:
+            answers.insert(0, self._answer)
+        self._answer = None
         if self._worker is not None:
             self._worker.scope.cancel()
         return answers

@@ -12,6 +12,7 @@ import anyio
 from converge.errors import ConvergeError, InputError, LeaseEnded, PoolClosed, StoreError
 from converge.foreign import tell
 from converge.machines.match import Claimer
+from converge.model.place import Found
 from converge.runtime.agents.agent_log import agent_log
 from converge.runtime.agents.hosted import Hosted
 from converge.runtime.agents.supervision import Supervision
@@ -88,13 +89,13 @@ class Groups:
             self._take_out(agent, before)
         self._agents.pop(agent.id, None)
 
-    def is_busy(self, agent: Hosted) -> bool:
-        """Return whether tasks of an agent that was taken out still run."""
-        return agent.id in self._owed
+    def is_busy(self, agent: Hosted, own: Found | None) -> bool:
+        """Return whether tasks of an agent that was taken out still run, but its `own`, whose handler asks."""
+        return agent.id in self._owed and any(feed.slots.running_of(agent, own) for feed in self.feeds.values())
 
-    def cancel_tasks(self, agent: Hosted) -> int:
+    def cancel_tasks(self, agent: Hosted, own: Found | None) -> int:
         """Cancel what still runs of an agent that was taken out, and hand it back; return how much that is."""
-        return sum(feed.slots.cancel_of(agent, Why.STOPPING) for feed in self.feeds.values())
+        return sum(feed.slots.cancel_of(agent, Why.STOPPING, own) for feed in self.feeds.values())
 
     async def join(self, agent: Hosted, pool_id: str, secret: str | None) -> bool:
         """Make the agent a member, and let it claim there; return whether it was none before.
@@ -130,8 +131,8 @@ class Groups:
             for pool_id, agent_ids in by_pool.items():
                 admitted = await self._join_admitted(pool_id, agent_ids)
                 for agent_id in agent_ids:
-                    agent = self._agents[agent_id]
-                    if agent_id in admitted and pool_id not in agent.pools:
+                    agent = self._agents.get(agent_id)  # None: it was retired meanwhile
+                    if agent is not None and agent_id in admitted and pool_id not in agent.pools:
                         await self._change(agent, (*agent.pools, pool_id))
 
     async def _join_admitted(self, pool_id: str, agent_ids: list[str]) -> set[str]:

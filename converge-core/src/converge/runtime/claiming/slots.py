@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from functools import partial
 from itertools import islice
@@ -202,9 +202,14 @@ class Slots:
             slot.cancel(why)
         return len(running)
 
-    def cancel_of(self, agent: Hosted, why: Why) -> int:
-        """Cancel the handlers of one agent; return how many there are."""
-        busy = [slot for slot in self.slots if slot.agent is agent and slot.current is not None]
+    def running_of(self, agent: Hosted, own: Found | None) -> Sequence[Slot]:
+        """Return the slots in which one agent's handlers run, but that of its `own` task."""
+        running = [slot for slot in self.slots if slot.agent is agent and slot.current is not None]
+        return [slot for slot in running if slot.current is not own]
+
+    def cancel_of(self, agent: Hosted, why: Why, own: Found | None) -> int:
+        """Cancel the handlers of one agent, but that of its `own` task; return how many there are."""
+        busy = self.running_of(agent, own)
         for slot in busy:
             slot.cancel(why)
         return len(busy)

@@ -195,8 +195,8 @@ class Network:
         for agent in agents:
             self.post.inboxes.add(agent, agent.loop or Inbox(agent, self._boundary, supervision))
         await self.mail.begin_first(agent.id for agent in agents)
-        descriptors = {agent.id: (agent.identity, _describe(agent)) for agent in agents}
-        await self.announced.publish(descriptors)
+        living = [agent for agent in agents if not agent.is_retired]  # by a message that it has had already
+        await self.announced.publish({agent.id: (agent.identity, _describe(agent)) for agent in living})
 
     def hush(self, agents: Iterable[Hosted]) -> None:
         """Revoke the right to send of agents that have ended, or did not start."""

@@ -77,8 +77,10 @@ class LocalInbox(Protocol):
     def put(self, message: Message, answer: OnHandled | None, cost: int = 0) -> None:
         """Put a message in; `cost`: the bytes that it counts for. A `Packed` payload is `unpacked` for its handler."""
 
-    def abandon(self) -> list[OnHandled]:
-        """Forget what waits, and cancel the handler; return the answers of all that it has not ended."""
+    def abandon(self, *, but_current: bool = False) -> list[OnHandled]:
+        """Forget what waits, and cancel the handler; return the answers of all that it has not ended. `but_current`:
+        the handler goes on with the message that it has, and answers it.
+        """
 
 
 class Packed:
