@@ -312,7 +312,7 @@ class LeakingContract(Kit):
 class DeafContract(Kit):
     backend = bent(Deaf)
     breaks = "D-1"
-    also = frozenset(("D-2", "D-3", "D-6", "D-7", "D-8", "D-9"))
+    also = frozenset(("D-2", "D-3", "D-4", "D-6", "D-7", "D-8", "D-9"))
 
 
 class KeepingContract(Kit):
