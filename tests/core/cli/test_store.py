@@ -157,6 +157,18 @@ def test_a_store_that_has_all_is_left_as_it_is_by_migrate_and_none_is_made(conve
     assert not (folder / "other.db").exists()
 
 
+@pytest.mark.parametrize("server", ["postgres_url", "mariadb_url"])
+def test_migrate_makes_a_network_of_which_nothing_is_there_for_roles_that_may_not(
+    server: str, request: pytest.FixtureRequest, converge: Converge, folder: Path, namespace: str
+) -> None:
+    at = ("--store", str(request.getfixturevalue(server)), "--network", namespace)
+    told = f'the tables of a new network "{namespace}"\n'
+    assert converge("store", "migrate", "--dry-run", *at).out == f"missing: {told}"
+    assert converge("store", "migrate", *at).out == f"added: {told}"
+    assert "nothing is missing" in converge("store", "migrate", *at).out
+    assert converge("pools", "list", *at).code == 0
+
+
 def test_the_table_of_a_kind_of_records_that_is_missing_is_named_then_added(converge: Converge, folder: Path) -> None:
     assert converge("pools", "create", "docs", *STORE).code == 0
     with closing(sqlite3.connect(folder / "state.db")) as connection:

@@ -89,8 +89,8 @@ async def migrate_store(config: Config, *, is_dry_run: bool, converts: bool = Fa
             config.store, plugins=checked_host(config), network=config.network, options=config.options
         )
     if missing and not is_dry_run:
-        async with opened_store(config):
-            pass  # opening adds it
+        async with opened_store(config, must_exist=False):
+            pass  # opening adds it, a network of which nothing is there as well
     old = None
     if converts:
         async with opened_store(config) as store:
