@@ -16,7 +16,7 @@ from sqlalchemy.pool import AssertionPool, SingletonThreadPool, StaticPool
 
 from converge.contracts.store import Batch, Channel, Committed, Conflict, Entry, Key, Store
 from converge.contracts.transactions import Within
-from converge.errors import ConvergeError, InvalidValue, StoreUnavailable, Unsupported
+from converge.errors import ConvergeError, InvalidValue, StoreBusy, StoreUnavailable, Unsupported
 from converge_store_sql._errors import text_of
 
 T = TypeVar("T")
@@ -60,9 +60,18 @@ def check_open(connection: Connection) -> None:
 
 def not_connected(error: SQLAlchemyError | OSError) -> ConvergeError:
     """Return the error for a session or connection of the caller's that gives none to use."""
-    if isinstance(error, DBAPIError | PoolTimeout | OSError):
+    if isinstance(error, PoolTimeout):
+        return _no_room(error)
+    if isinstance(error, DBAPIError | OSError):
         return StoreUnavailable(f"the caller's database cannot be reached: {text_of(error)}")
     return InvalidValue("connection", str(error).split("\n", 1)[0], "one with an open transaction")
+
+
+def _no_room(error: PoolTimeout, beside: str = "") -> StoreBusy:
+    return StoreBusy(
+        f"the caller's engine has no connection left{beside}: {error.args[0]}; give create_engine a greater pool_size "
+        "or max_overflow"
+    )
 
 
 def _refuse(call: str) -> NoReturn:
@@ -97,10 +106,16 @@ class Beside:
     def _opened(self) -> Connection:
         """Return the connection, opened at its first use: each statement on it is a transaction.
 
-        Raises: As SQLAlchemy.
+        Raises:
+            StoreBusy: The engine's pool has none left.
+            SQLAlchemyError: It could not be opened.
         """
         if self._connection is None:
-            self._connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+            try:
+                opened = self._engine.connect()
+            except PoolTimeout as error:
+                raise _no_room(error, " beside the transaction's") from error
+            self._connection = opened.execution_options(isolation_level="AUTOCOMMIT")
         return self._connection
 
 

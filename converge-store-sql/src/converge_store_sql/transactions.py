@@ -36,7 +36,8 @@ def submit_in(
             in AUTOCOMMIT, its transaction has failed, or its engine can open no second one.
         DedupConflict, TooManyLanes: The first task that was refused; all others were submitted. Its `ids` has theirs.
         StoreRefused: The transaction is read-only, or the store's tables are not there.
-        StoreBusy: Another transaction was first; roll back and run the whole transaction again.
+        StoreBusy: Another transaction was first, or the engine's pool has no connection left; roll back and run the
+            whole transaction again.
         StoreUnavailable: The connection was lost, and the transaction with it; or none could be made.
         Unsupported: The database is neither PostgreSQL, MariaDB nor MySQL.
     """
