@@ -26,7 +26,7 @@ async def test_a_path_may_be_relative_or_from_the_root(tmp_path: Path, monkeypat
     monkeypatch.chdir(tmp_path)
     async with SqliteStore.open("sqlite:///near%20by.db"):
         assert (tmp_path / "near by.db").exists()
-    async with SqliteStore.open(f"sqlite:///{tmp_path}/far.db"):
+    async with SqliteStore.open(f"SQLite:///{tmp_path}/far.db"):  # a scheme may be written in capitals
         assert (tmp_path / "far.db").exists()
 
 

@@ -78,7 +78,7 @@ def _place(url: str, options: FileOptions) -> str:
     """Return the `file:` URL of the file, after looking at SQLite itself."""
     check_version(sqlite3.sqlite_version_info)
     scheme, _, rest = url.partition(":")
-    if scheme not in ("sqlite", "sqlite+aiosqlite", "sqlite+pysqlite"):
+    if scheme.lower() not in ("sqlite", "sqlite+aiosqlite", "sqlite+pysqlite"):
         raise Unsupported(f"{scheme}: opens no SQLite file; write sqlite:///PATH")
     path, query, _ = rest.partition("?")
     match = re.fullmatch(r"//(?:localhost)?/(.+)", path)
