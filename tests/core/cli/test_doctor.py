@@ -264,6 +264,15 @@ def test_a_store_of_less_durability_than_its_backend_can_have_is_told(
     assert "synchronous is normal" in findings(answer)["durability"][0]["finding"]
 
 
+def test_options_of_another_database_than_the_stores_are_told(converge: Converge, folder: Path) -> None:
+    (folder / "converge.toml").write_text("[options.mysql]\nconnections = 2\n[options.redis]\nconnections = 2\n")
+    named = findings(converge("doctor", "--json", "-c", "converge.toml", "--store", "sqlite:///state.db"))
+    (told,) = named["options"]
+    assert told["finding"] == "options.mysql is not used: the store reads options.sqlite"
+    (folder / "converge.toml").write_text("[options.sqlite]\nbusy_sec = 2.0\n")
+    assert "options" not in findings(converge("doctor", "--json", "-c", "converge.toml", "--store", "sqlite:///s.db"))
+
+
 def test_an_event_loop_whose_tasks_cannot_be_looked_at_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     async def slow() -> type[Worker]:
         return Worker

@@ -78,9 +78,23 @@ def check_config(config: Config) -> Iterator[Finding]:
             f"{one.name} {one.version}" for one in host.installed() if not one.distribution.startswith("converge-core")
         ]
         yield fine("plugins", f"installed: {', '.join(loaded)}" if loaded else "only the built-in ones are installed")
+        yield from _check_options(config)
     yield from _check_secrets(config)
     yield from _check_keys(config)
     yield from _check_plaintext(config)
+
+
+def _check_options(config: Config) -> Iterator[Finding]:
+    """Find options of another kind of store than the one that the same plugin opens here."""
+    host = PluginHost(config.plugins)
+    used = {host.store_backend(url).name for url in (config.store, config.discovery_store) if url}
+    for plugin in host.loaded():
+        names = {backend.name for backend in plugin.backends["store"]}
+        for name in sorted(config.options.keys() & names - used if names & used else ()):
+            read = " and ".join(f"options.{one}" for one in sorted(names & used))
+            yield warning(
+                "options", f"options.{name} is not used: the store reads {read}", f"rename it, or write {read}, too"
+            )
 
 
 def _check_secrets(config: Config) -> Iterator[Finding]:
