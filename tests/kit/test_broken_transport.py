@@ -226,6 +226,54 @@ class Leaving(BentTransport):
             listener.channels.clear()
 
 
+KEPT: list[Any] = []
+"""What nobody closes; without it the event loop would, once it is garbage."""
+
+
+class Lingering(BentTransport):
+    """Closes its listener only where nothing was raised."""
+
+    @contextlib.asynccontextmanager
+    async def listen(self, address: str) -> AsyncIterator[Listener]:
+        listening = self.straight.listen(address)
+        KEPT.append(listening)
+        yield await listening.__aenter__()
+        await listening.__aexit__(None, None, None)
+
+
+NOT_READY = set[str]()
+"""Addresses at which nobody has accepted yet."""
+
+
+class LateListener(BentListener):
+    """Is ready once somebody accepts."""
+
+    async def accept(self) -> Channel:
+        NOT_READY.discard(self.address)
+        return await super().accept()
+
+
+class Late(BentTransport):
+    """Refuses who connects before anybody accepts."""
+
+    @contextlib.asynccontextmanager
+    async def listen(self, address: str) -> AsyncIterator[Listener]:
+        async with self.straight.listen(address) as listener:
+            NOT_READY.add(listener.address)
+            yield LateListener(listener, Bent)
+        NOT_READY.discard(listener.address)
+
+    async def connect(self, address: str) -> Channel:
+        if address in NOT_READY:
+            raise ConnectFailed(f"cannot connect to {address}: refused")
+        return await super().connect(address)
+
+
+def refuse(address: str) -> None:
+    """Allow no address."""
+    raise ValueError("it is none")
+
+
 class Wrapping(BentTransport):
     """What the block of a listener raised comes out in a group."""
 
@@ -285,6 +333,21 @@ class LimitlessContract(Local):
 class UntypedContract(Local):
     backend = bent(LOCAL, transport=Untyped)
     breaks = "C-7"
+
+
+class LateContract(Local):
+    backend = bent(LOCAL, transport=Late)
+    breaks = "C-7"
+
+
+class RefusingContract(Local):
+    backend = attrs.evolve(LOCAL, check_address=refuse)
+    breaks = "C-7"
+
+
+class LingeringContract(Local):
+    backend = bent(LOCAL, transport=Lingering)
+    breaks = "C-11"
 
 
 class PatientContract(Local):
@@ -459,6 +522,9 @@ BROKEN = (
     NamelessContract,
     HeadlessContract,
     LenientContract,
+    LateContract,
+    RefusingContract,
+    LingeringContract,
 )
 
 

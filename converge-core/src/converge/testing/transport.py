@@ -26,6 +26,7 @@ from converge.testing._store.limits import TimeLimited, clause_of
 from converge.testing._transport.ends import (
     CLOSE_SEC,
     END,
+    QUIET_SEC,
     Ending,
     Flood,
     collect,
@@ -40,7 +41,7 @@ from converge.testing._transport.ends import (
     send_groups,
     turns,
 )
-from converge.testing.blocks import leaves_nothing_open, passes_through
+from converge.testing.blocks import BlockRaised, leaves_nothing_open, passes_through
 from converge.testing.clauses import check_case, expect, loops_of
 
 BIG = bytes(range(256)) * 255 + bytes(255)
@@ -311,6 +312,34 @@ class TransportContract(TimeLimited):
                     async with transport.listen(bad):
                         pass
 
+    async def test_c7_who_connects_before_anybody_accepts_is_served(self, options: Any, address: str) -> None:
+        """C-7: who connects before anybody accepts is served."""
+        with in_time(self.clause, self.limit_sec):
+            async with self.open(options) as transport, transport.listen(address) as listener:
+                near: list[Channel] = []
+
+                async def connect() -> None:
+                    near.append(await transport.connect(listener.address))
+                    await near[0].send([b"here"])
+
+                async with anyio.create_task_group() as group:
+                    group.start_soon(connect)
+                    # One that waits for the other side goes on with accept; that it is not refused takes a moment.
+                    await anyio.sleep(QUIET_SEC)
+                    far = await listener.accept()
+                    assert await collect(far, 1) == [b"here"]
+
+    async def test_c7_the_declarations_own_checks_allow_what_can_be_listened_on(
+        self, options: Any, address: str
+    ) -> None:
+        """C-7: the declaration's own checks allow what can be listened on."""
+        async with self.open(options) as transport, transport.listen(address) as listener:
+            for url in (address, listener.address):
+                if self.backend.check_address is not None:
+                    self.backend.check_address(url)
+                if self.backend.check_listening is not None:
+                    self.backend.check_listening(url, options)
+
     # C-8: connecting.
 
     async def test_c8_connecting_where_nobody_listens_fails(
@@ -398,6 +427,30 @@ class TransportContract(TimeLimited):
                         await near.receive()
                 with pytest.raises(ConnectFailed):
                     await transport.connect(listener.address)
+
+    @pytest.mark.parametrize("is_cancelled", [False, True])
+    async def test_c11_a_listener_left_by_an_error_or_a_cancellation_is_closed_too(
+        self, options: Any, address: str, is_cancelled: bool
+    ) -> None:
+        """C-11: a listener that is left by an error or a cancellation is closed, too."""
+        async with self.open(options) as transport:
+            with (
+                in_time(self.clause, self.limit_sec),
+                contextlib.suppress(Exception),  # what comes out of the block is the matter of C-13
+                anyio.CancelScope() as scope,
+            ):
+                async with transport.listen(address) as one, transport.listen(address) as two:
+                    near, far = await connected(transport, one, one.address)
+                    if is_cancelled:
+                        scope.cancel()
+                        await anyio.sleep_forever()
+                    raise BlockRaised
+            with pytest.raises(ConnectionClosed), in_time(self.clause, self.limit_sec):
+                await far.receive()
+            with pytest.raises(ConnectionLost), in_time(self.clause, self.limit_sec):
+                await near.receive()
+            async with transport.listen(two.address) as again:
+                assert again.address == two.address
 
     async def test_c11_leaving_the_transport_closes_what_it_connected(self, options: Any, address: str) -> None:
         """C-11: leaving the transport closes what it connected."""
