@@ -316,16 +316,17 @@ class TransportContract(TimeLimited):
         """C-7: who connects before anybody accepts is served."""
         with in_time(self.clause, self.limit_sec):
             async with self.open(options) as transport, transport.listen(address) as listener:
-                near: list[Channel] = []
+                sent = anyio.Event()
 
                 async def connect() -> None:
-                    near.append(await transport.connect(listener.address))
-                    await near[0].send([b"here"])
+                    near = await transport.connect(listener.address)
+                    await near.send([b"here"])
+                    sent.set()
 
                 async with anyio.create_task_group() as group:
                     group.start_soon(connect)
-                    # One that waits for the other side goes on with accept; that it is not refused takes a moment.
-                    await anyio.sleep(QUIET_SEC)
+                    with anyio.move_on_after(QUIET_SEC):  # one that waits for the other side goes on with accept
+                        await sent.wait()
                     far = await listener.accept()
                     assert await collect(far, 1) == [b"here"]
 
