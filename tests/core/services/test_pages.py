@@ -5,7 +5,9 @@ from __future__ import annotations
 import anyio
 import attrs
 import pytest
+from anyio.lowlevel import checkpoint
 
+from converge import Task, TaskManager
 from converge.contracts.store import ABSENT, LIMITS, Batch, Entry, Range, Store
 from converge.errors import StoreBroken, StoreUnavailable
 from converge.model.keys import MEMBER
@@ -29,6 +31,28 @@ async def test_each_entry_is_in_one_page(store: Store, count: int) -> None:
     assert [name for page in pages for name in page] == names
     assert all(pages)
     assert names_of(await read_all(store, MEMBER("p"))) == names
+
+
+@pytest.mark.parametrize("are_alike", [True, False], ids=["many pages", "many places"])
+async def test_others_run_while_much_is_read(store: Store, monkeypatch: pytest.MonkeyPatch, are_alike: bool) -> None:
+    """The embedded stores answer at once, so that nobody else had a turn: not a heartbeat, and no Ctrl-C."""
+    monkeypatch.setattr("converge.services.tasks.listing.SHOWN_TOGETHER", 3)
+    tasks, turns = TaskManager(store), 0
+    await tasks.submit_many([Task(pool_id="docs", topic="" if are_alike else f"topic{at}") for at in range(30)])
+
+    async def run_beside() -> None:
+        nonlocal turns
+        while True:
+            await checkpoint()
+            turns += 1
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(run_beside)
+        await checkpoint()
+        before = turns
+        assert len(await tasks.list()) == 30
+        assert turns - before >= 9
+        group.cancel_scope.cancel()
 
 
 async def test_the_pages_begin_after_a_rest(store: Store) -> None:

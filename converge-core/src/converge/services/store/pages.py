@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Self, TypeVar
 
+from anyio.lowlevel import checkpoint
+
 from converge.contracts.store import LIMITS, Entry, Key, Prefix, Range, Rest, Store, check_page
 
 T = TypeVar("T")
@@ -38,7 +40,11 @@ class Pages:
         Raises:
             StoreError: As `Store.scan`; the same page is read next.
         """
-        page = () if self.is_last else await self.read()
+        if self.is_last:
+            raise StopAsyncIteration
+        if self.after is not None:
+            await checkpoint()  # a store that answers at once never waits: others run, and whoever asks is cancelled
+        page = await self.read()
         if not page:
             raise StopAsyncIteration
         return page

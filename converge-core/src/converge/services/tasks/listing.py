@@ -6,6 +6,8 @@ import logging
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 
+from anyio.lowlevel import checkpoint
+
 from converge.codec import decode, decode_id
 from converge.contracts.store import Entry, Store
 from converge.errors import SchemaTooNew, StoreError, TornRecord
@@ -66,6 +68,7 @@ async def visit_tasks(
     """Show the visitor all tasks in that state (None: any), of that pool (None: all), as `list_tasks` does."""
     async with aclosing(_prefixes(store, state, pool_id)) as prefixes:
         async for prefix in prefixes:
+            await checkpoint()  # each may be a single page, and there may be thousands
             if not await _visit_under(store, prefix, state, pool_id, visit, unread):
                 break
 
