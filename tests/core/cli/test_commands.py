@@ -160,6 +160,14 @@ def test_a_full_disk_behind_the_output_is_one_line() -> None:
     assert done.stderr.startswith("converge: no space is left")
 
 
+@pytest.mark.parametrize(("arguments", "code"), [("tasks show", 2), ("pools list --store file:/nowhere/x.db", 4)])
+def test_the_exit_code_is_the_same_where_nobody_can_be_told_why(arguments: str, code: int) -> None:
+    command = f"import sys; from converge.cli import main; sys.exit(main({arguments.split()}))"
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        done = subprocess.run([sys.executable, "-c", command], stderr=full, timeout=30, check=False)
+    assert done.returncode == code
+
+
 @pytest.mark.parametrize("is_behind", [False, True])
 def test_what_the_system_ran_short_of_is_one_line(capsys: pytest.CaptureFixture[str], is_behind: bool) -> None:
     raised: BaseException

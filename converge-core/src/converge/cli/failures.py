@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import cyclopts
 
+from converge.cli.streams import drop
 from converge.cli.wording import tell
 from converge.errors import (
     ChannelError,
@@ -70,12 +71,12 @@ def failed(error: BaseException) -> int:
     """Write what went wrong to standard error; return the exit code."""
     causes = list(_causes(error))
     if any(isinstance(cause, BrokenPipeError) for cause in causes):
-        _drop_output()  # whoever read it has gone
+        drop(sys.stdout)  # whoever read it has gone
         return FAILED
     for system_error in (behind for cause in causes for behind in _behind(cause)):
         if why := _outside(system_error):
             if system_error.errno == errno.ENOSPC:
-                _drop_output()  # most likely that is what found no room; Python would try it again at its end
+                drop(sys.stdout)  # most likely that is what found no room; Python would try it again at its end
             told(f"{why} ({system_error})")
             return FAILED
     if any(not isinstance(cause, ConvergeError | cyclopts.CycloptsError | KeyboardInterrupt) for cause in causes):
@@ -100,11 +101,6 @@ def _outside(error: OSError) -> str:
         except FileNotFoundError:
             return "the folder in which this command runs was removed; change to another one"
     return _SHORT_OF.get(error.errno or 0, "")
-
-
-def _drop_output() -> None:
-    """Discard what standard output still holds: it cannot be written, and Python must not try again on exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def told(*texts: str) -> None:

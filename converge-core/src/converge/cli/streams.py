@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TextIO
 
 
@@ -27,6 +27,12 @@ def complete() -> None:
             os.set_inheritable(nowhere := os.open(os.devnull, os.O_RDWR), True)
             # As Python's own, it keeps its number when it is closed.
             setattr(sys, name, open(nowhere, mode, encoding="utf-8", closefd=False))  # noqa: SIM115  # to the process's end
+
+
+def drop(stream: TextIO) -> None:
+    """Discard what the stream still holds: it cannot be written, and Python must not try again on exit."""
+    with suppress(OSError):  # io.UnsupportedOperation is one: it is in memory
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _spare(stream: TextIO) -> int | None:

@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 
+from converge.cli.streams import drop
 from converge.secret import without_password
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -41,5 +42,10 @@ def runnable(text: str) -> str:
 
 
 def tell(text: str) -> None:
-    """Write a line for people to standard error: nothing in it acts on a terminal, and its commands can be run."""
-    print(harmless(runnable(text)), file=sys.stderr)  # noqa: T201  # the one place from which commands talk to people
+    """Write a line for people to standard error: nothing in it acts on a terminal, and its commands can be run. One
+    that cannot be written changes nothing, least of all the exit code.
+    """
+    try:
+        print(harmless(runnable(text)), file=sys.stderr)  # noqa: T201  # the one place from which commands talk to people
+    except OSError:  # a full disk, or whoever read it has gone
+        drop(sys.stderr)
