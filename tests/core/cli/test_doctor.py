@@ -12,9 +12,12 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
+from converge import Agent, Identity, Message, Node
 from converge.contracts.store import Level
+from converge.model.identity import agent_id
 from converge.operations import doctor
 from converge.runtime.agents.boundary import Worker
 
@@ -135,6 +138,40 @@ def test_what_a_pool_will_weigh_by_its_retention_is_told(
     assert 200 < each < 2_000 and weighs == pytest.approx(rate * 86_400 * each / 1e6, rel=0.05)
     monkeypatch.setattr("converge.operations.doctor_store.WEIGHT_BYTES", 1)
     assert ("weight", "warning") in wrong(pool("doctor", "--json", *STORE))
+
+
+def test_what_is_kept_for_its_dedup_key_weighs_for_as_long_as_that_is_remembered(pool: Converge, folder: Path) -> None:
+    assert pool("pools", "create", "brief", "--keep-completed", "60", *STORE).code == 0
+    lines = [f'{{"inputs": {{"text": "a b"}}, "dedup_key": "{number}"}}' for number in range(3)]
+    (folder / "tasks.jsonl").write_text("\n".join(lines))
+    begun = pool("run", "counting:WordCounter", "--pool", "brief", "--submit", "tasks.jsonl", "--drain", *STORE)
+    assert begun.code == 0
+    (one,) = findings(pool("doctor", "--json", *STORE))["weight"]
+    assert "completed a second are kept for 86,400 s" in one["finding"]
+
+
+def test_mail_of_an_agent_that_does_not_run_is_no_work_for_others(pool: Converge, folder: Path) -> None:
+    class Reader(Agent):
+        async def on_message(self, message: Message) -> None:
+            raise AssertionError("its node reads no mail")
+
+    def told() -> list[dict[str, str]]:
+        return findings(pool("doctor", "--json", *STORE)).get("unclaimable", [])
+
+    async def send() -> None:
+        async with Node(store=STORE[-1]) as node:
+            await node.send(away, "x", mailbox=True)
+            (here,) = await node.spawn(Reader)
+            node.network.mail.stop()  # what comes waits
+            await node.send(here.id, "x", mailbox=True)
+            found.extend(await anyio.to_thread.run_sync(told))
+        found.extend(await anyio.to_thread.run_sync(told))
+
+    away, found = agent_id(Identity.generate(os.urandom).public_key), list[dict[str, str]]()
+    anyio.run(send)
+    (only, *later) = found
+    assert only["finding"] == f"1 message waits in the mailbox of agent {away}, which does not run"
+    assert "--pool" not in only["mend"] and len(later) == 2
 
 
 def test_a_process_that_was_killed_shows_as_a_late_lease(pool: Converge, start: Start, folder: Path) -> None:

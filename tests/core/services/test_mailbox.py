@@ -15,12 +15,14 @@ import msgspec
 import pytest
 
 from converge import Agent, Identity, Message, Node, Task, TaskState
+from converge.contracts.store import Range
 from converge.env import SYSTEM
 from converge.errors import HandlerFailed, InvalidName, InvalidValue, PoolClosed, StoreUnavailable
 from converge.model.descriptor import network_tag
 from converge.model.envelope import MessageHeader, sign
+from converge.model.keys import DONE
 from converge.runtime.network import mail
-from converge.services.messages.mailbox import mailbox_of
+from converge.services.messages.mailbox import KEEP_SEC, mailbox_of
 from converge.testing.fixtures import wait_until
 
 Reopen = Callable[[], Node]
@@ -157,6 +159,13 @@ async def test_mail_that_no_attempt_handles_ends_as_a_dead_letter(node: Node, ab
     with pytest.raises(HandlerFailed, match="ValueError: not now"):
         await node.send(reader.id, "fail", mailbox=True, ack="handled", timeout=60)
     assert [(one.state, one.attempts) for one in await stored(node, absent)] == [(TaskState.FAILED, 3)]
+
+
+async def test_the_record_of_what_was_handled_is_kept_for_an_hour(node: Node, absent: Identity) -> None:
+    reader = await start(node, absent)
+    await node.send(reader.id, "x", mailbox=True, ack="handled", timeout=60)
+    (ended,) = await node.store.scan([Range(DONE(mailbox_of(absent.id), TaskState.COMPLETED.value), None, 1)])
+    assert [entry.key[3] - await node.store.time() <= KEEP_SEC * 1_000_000 for entry in ended] == [True]
 
 
 async def test_nobody_else_is_admitted_to_a_mailbox(node: Node, absent: Identity) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import anyio
@@ -24,21 +25,22 @@ from converge.contracts.store import (
     fine,
     warning,
 )
-from converge.errors import ConvergeError, NoSuchStore, StoreError, TornRecord
+from converge.errors import ConvergeError, NoSuchStore, SchemaTooNew, StoreError, TornRecord
 from converge.ids import id_text
 from converge.machines.lane import LANES, Lane
 from converge.machines.match import Claimer, refusal
 from converge.machines.task import TaskState
 from converge.model.descriptor import AgentDescriptor, DiscoveryQuery
-from converge.model.keys import DONE, HELD, LANE, READY, Key
+from converge.model.keys import DONE, HELD, LANE, READY, TASK, Key
 from converge.model.pool import Pool
-from converge.model.task import Task
+from converge.model.task import Spec, Task
 from converge.operations.store_info import StoreFacts, store_facts
 from converge.plugins import PluginHost
 from converge.runtime.config.config import Config
 from converge.runtime.keys.folder import KeyFolder
 from converge.runtime.keys.history import History
 from converge.services.discovery.service import DiscoveryService
+from converge.services.messages.mailbox import PREFIX, mailbox_of
 from converge.services.pools import PoolManager
 from converge.services.store import epoch as epochs
 from converge.services.store.handle import StoreHandle
@@ -107,7 +109,8 @@ async def check_store(store: Store, config: Config, host: PluginHost) -> AsyncIt
         DiscoveryQuery(), refresh_from_store=True
     )
     for pool in pools:
-        async for one in _pool(store, pool, facts, [agent for agent in agents if pool.id in agent.pools]):
+        own = [agent for agent in agents if pool.id in agent.pools or pool.id == mailbox_of(agent.id)]
+        async for one in _pool(store, pool, facts, own):
             yield one
 
 
@@ -317,6 +320,8 @@ async def _weight(store: Store, pool: Pool, count: Census) -> Finding:
     ):
         (oldest,) = await store.scan([Range(DONE(pool.id, state.value), None, 1)])
         if oldest and kept > 1:
+            if await _has_dedup_key(store, oldest[0].key[4]):
+                keep_sec = max(keep_sec, pool.dedup_window_sec)
             since = max(1.0, keep_sec - (oldest[0].key[3] - now) / 1_000_000)
             by_retention += kept / since * keep_sec * each
             rates.append(f"{kept / since:,.3g} {state.value.lower()} a second are kept for {keep_sec:,.0f} s")
@@ -328,6 +333,13 @@ async def _weight(store: Store, pool: Pool, count: Census) -> Finding:
     if weighs < WEIGHT_BYTES:
         return fine("weight", said)
     return warning("weight", said, "keep them for less time, or at most --keep-count or --keep-mb of them")
+
+
+async def _has_dedup_key(store: Store, id_: bytes) -> bool:
+    (spec,) = await store.get([TASK(id_)])
+    with suppress(TornRecord, SchemaTooNew):
+        return spec is not None and decode(spec.value, Spec, id_text(id_)).dedup_key is not None
+    return False
 
 
 async def _unclaimable(
@@ -345,6 +357,12 @@ async def _unclaimable(
             if count
         }
     if not ready:
+        return
+    if pool.id.startswith(PREFIX):
+        if not agents:
+            mail = _count(sum(ready.values()), "message waits", "messages wait")
+            text = f"{mail} in the mailbox of agent {pool.id.removeprefix(PREFIX)}, which does not run"
+            yield warning("unclaimable", text, "start it again, under the identity that its identity_dir has")
         return
     if not claimers:
         text = f'{_count(sum(ready.values()), "task is", "tasks are")} ready in pool "{pool.id}", and no agent is in it'

@@ -68,7 +68,13 @@ class Mailboxes:
         try:
             return await self._tasks.submit(task)
         except NoSuchPool:
-            pool = Pool(id=mailbox_of(to), admission="allow", allow=(to,), keep_completed_sec=KEEP_SEC)
+            pool = Pool(
+                id=mailbox_of(to),
+                admission="allow",
+                allow=(to,),
+                keep_completed_sec=KEEP_SEC,
+                dedup_window_sec=KEEP_SEC,  # its id is the dedup key of each message, and would keep it for longer
+            )
             await self._pools.create_pool(pool)
             return await self._tasks.submit(task)
 
