@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import anyio
@@ -273,6 +274,28 @@ async def test_connections_that_died_without_a_word_are_replaced_within_5_s(
         with anyio.fail_after(20):  # 5 s are the promise, beside a whole test run; a call that is given up is an error
             outcome = await put(store, "q")
         assert isinstance(outcome, Committed)
+
+
+async def test_a_call_cancelled_while_its_connection_is_tried_leaves_none_open(
+    mariadb_url: str, options: MysqlOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that is frozen answers nothing, and who waits for it has limits."""
+    tried = list[Any]()
+
+    async def lives(driver: Any) -> bool:
+        tried.append(driver)
+        scope.cancel()
+        await anyio.sleep_forever()
+        return True
+
+    async with MysqlStore.opened(mariadb_url, options) as store:
+        await put(store, "p")
+        with monkeypatch.context() as patch, anyio.CancelScope() as scope:
+            patch.setattr(connecting, "DOUBT_SEC", 0.0)
+            patch.setattr(connecting, "_lives", lives)
+            await put(store, "q")
+        assert tried and not any(driver.connected for driver in tried)
+        assert isinstance(await put(store, "q"), Committed)
 
 
 class Silent:

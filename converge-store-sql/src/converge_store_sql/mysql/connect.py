@@ -104,9 +104,14 @@ class Connections:
     async def _acquire(self) -> tuple[AsyncConnection, Any]:
         while self._free:
             used_at, connection, driver = self._free.pop()
-            if driver.connected and (time.monotonic() - used_at < DOUBT_SEC or await _lives(driver)):
+            is_alive = False
+            try:
+                is_alive = driver.connected and (time.monotonic() - used_at < DOUBT_SEC or await _lives(driver))
+            finally:
+                if not is_alive:  # or cancelled meanwhile: nobody else knows of it
+                    await _discard(connection, driver)
+            if is_alive:
                 return connection, driver
-            await _discard(connection, driver)
         return await self._connect()
 
     async def _connect(self) -> tuple[AsyncConnection, Any]:
