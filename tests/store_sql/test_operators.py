@@ -129,15 +129,17 @@ async def test_doctor_is_told_what_the_server_promises(store: SqlStore) -> None:
     assert told is not None and told.durability is store.durability is Durability.D1  # fsync is off in these tests
     assert re.fullmatch(r"PostgreSQL 18\.\d+", told.product) and told.role == "primary" and told.is_tested
     assert [(one.level, one.mend) for one in told.findings if one.code == "durability"] == [
-        (Level.ERROR, "set fsync to on")
+        (Level.ERROR, "alter system set fsync = on; select pg_reload_conf()")
     ]
 
 
 def test_each_of_several_weak_settings_is_named() -> None:
     weak = Settings(180001, "off", "off", "off", "b", False, "off", 1.0, "UTF8", "off")
     mends = {one.mend for one in inspection(weak, 2).findings if one.level is not Level.OK}
-    settings = ("synchronous_commit", "fsync", "full_page_writes", "autovacuum and track_counts")
-    assert mends == {f"set {name} to on" for name in settings}
+    found = [set(re.findall(r"alter system set (\w+) = on; ", mend)) for mend in mends]
+    for names in ({"synchronous_commit"}, {"fsync"}, {"full_page_writes"}, {"autovacuum", "track_counts"}):
+        found.remove(names)
+    assert found == [] and all("select pg_reload_conf()" in mend for mend in mends)
 
 
 @pytest.mark.parametrize(

@@ -119,15 +119,19 @@ def _findings(found: Mapping[str, str]) -> Iterator[Finding]:
         text = f"innodb_flush_log_at_trx_commit is {flush}: {what} can lose the last second of what was acknowledged"
         # The second is what some choose; the first loses what a killed server had acknowledged.
         kind = error if flush == "0" else warning
-        yield kind("durability", text, "set innodb_flush_log_at_trx_commit to 1")
+        yield kind("durability", text, _set_global("innodb_flush_log_at_trx_commit"))
     if found.get("innodb_doublewrite") in ("OFF", "0"):
         text = "innodb_doublewrite is off: a power cut can tear a page"
-        yield warning("durability", text, "set innodb_doublewrite to on")
+        yield warning("durability", text, "innodb_doublewrite = on in the server's option file; restart it")
     if (method := found.get("innodb_flush_method", "")).lower() in UNSYNCED:
         text = f"innodb_flush_method is {method}: a power cut may destroy the database"
-        yield error("durability", text, "set innodb_flush_method to O_DIRECT")
+        yield error("durability", text, "innodb_flush_method = O_DIRECT in the server's option file; restart it")
     if durability(found) is Durability.D2:
         yield fine("durability", f"innodb_flush_log_at_trx_commit is {flush}: each commit is on the disk")
     if found.get("log_bin") in ("ON", "1") and found.get("sync_binlog") != "1":
         text = f"sync_binlog is {found.get('sync_binlog')}: after a power cut a replica may have other data"
-        yield warning("replica", text, "set sync_binlog to 1")
+        yield warning("replica", text, _set_global("sync_binlog"))
+
+
+def _set_global(name: str) -> str:
+    return f"set global {name} = 1; and {name} = 1 in the server's option file"

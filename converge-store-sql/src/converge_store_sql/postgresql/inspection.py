@@ -70,7 +70,7 @@ def _findings(found: Settings, schema: int | None) -> Iterator[Finding]:
     yield from _on_durability(found)
     if found.autovacuum == "off":
         text = "autovacuum is off: rows of finished tasks stay on the disk, and the store becomes slower"
-        yield warning("autovacuum", text, "set autovacuum and track_counts to on")
+        yield warning("autovacuum", text, _set_on("autovacuum", "track_counts"))
     if found.is_standby:
         yield error("replica", "the server is a standby and takes no writes", "name the primary in the store's URL")
     if found.is_read_only == "on":
@@ -91,12 +91,18 @@ def _findings(found: Settings, schema: int | None) -> Iterator[Finding]:
 def _on_durability(found: Settings) -> Iterator[Finding]:
     if found.synchronous_commit == "off":
         text = "synchronous_commit is off: a crash of the server loses what it acknowledged in the last moments"
-        yield error("durability", text, "set synchronous_commit to on")
+        mend = f"{_set_on('synchronous_commit')}; reset it where `\\drds` shows it for a role or a database"
+        yield error("durability", text, mend)
     for name, value in (("fsync", found.fsync), ("full_page_writes", found.full_page_writes)):
         if value == "off":
-            yield error("durability", f"{name} is off: a power cut may destroy the database", f"set {name} to on")
+            yield error("durability", f"{name} is off: a power cut may destroy the database", _set_on(name))
     if found.durability is Durability.D2:
         text = f"synchronous_commit is {found.synchronous_commit}, without a synchronous standby"
         yield fine("durability", f"{text}: each commit is on the primary's disk, and is lost with it")
     elif found.durability is Durability.D3:
         yield fine("durability", f"each commit waits for {found.standbys}")
+
+
+def _set_on(*names: str) -> str:
+    """Return what sets these for the server: `set NAME to on` would do so for the session that says it."""
+    return "".join(f"alter system set {name} = on; " for name in names) + "select pg_reload_conf()"
