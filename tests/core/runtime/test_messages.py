@@ -25,6 +25,7 @@ from converge.errors import (
     Undeliverable,
 )
 from converge.hookspecs import hookimpl
+from converge.model.envelope import HANDED, MessageHeader
 from converge.model.message import Fanout
 from converge.runtime.agents.inbox import INBOX
 from converge.testing.fixtures import wait_until
@@ -379,6 +380,20 @@ async def test_a_publication_passes_the_guard_once_where_it_leaves_and_for_each_
     assert [[(message.payload, message.task_id) for message in one.got[:-1]] for one in agents] == [
         [("changed", "t-1")]
     ] * 2
+
+
+async def test_what_is_refused_again_and_again_does_not_flood_the_log(
+    guarded: tuple[Node, Guard], caplog: pytest.LogCaptureFixture
+) -> None:
+    node, _ = guarded
+    (reader,) = await readers(node, 1)
+    torn = MessageHeader("0" * 32, reader.id, "", "0" * 16, 1, 0, 0, HANDED, "", "news", "")
+    for _ in range(50):
+        with pytest.raises(Undeliverable, match="a guard of the recipient's node refused it"):
+            await node.send(reader.id, "poison")
+        assert await node.network.post.inboxes.fan_out(torn, b"{") == (0, 1)
+    said = [record.getMessage() for record in caplog.records if "was refused" in record.getMessage()]
+    assert 2 <= len(said) <= 10, "some, of the hundred that were refused"
 
 
 async def test_what_is_stored_passes_the_guards_when_it_is_stored_and_when_it_is_read(

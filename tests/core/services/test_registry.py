@@ -11,6 +11,7 @@ import pytest
 from converge.errors import BadSignature, InvalidName, InvalidValue, Undeliverable
 from converge.model.descriptor import AgentDescriptor, sign_descriptor
 from converge.model.identity import ROTATIONS, Identity, predecessors
+from converge.net.throttle import ALL_PER_SEC
 from converge.services.discovery.directory import Directory
 from converge.services.discovery.registry import IdentityRegistry, Trust
 
@@ -168,3 +169,11 @@ def test_strangers_cannot_make_the_registry_grow_without_end(
     new = rotated(pinned)
     sees(directory, new)
     assert registry.pins == {new.id}, "what concerns a pin is followed all the same"
+
+
+@pytest.mark.parametrize("trust", [Trust.WARN, Trust.DROP])
+def test_strangers_cannot_flood_the_log(directory: Directory, caplog: pytest.LogCaptureFixture, trust: Trust) -> None:
+    registry = IdentityRegistry(directory, trust=trust, monotonic=lambda: 0.0)
+    assert {registry.admits(fresh().id) for _ in range(200)} == {trust is Trust.WARN}
+    said = [record for record in caplog.records if record.name == "converge.registry"]
+    assert 1 <= len(said) <= 4 * ALL_PER_SEC

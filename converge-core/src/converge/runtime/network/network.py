@@ -120,8 +120,10 @@ class Network:
             directory=directory,
             fetch=fetch,
         )
-        self.registry = IdentityRegistry(directory, trust=one.trust, pins=ground.kept.pins())
-        tag, inboxes = network_tag(one.network), Inboxes(ground.host)
+        self.registry = IdentityRegistry(
+            directory, trust=one.trust, pins=ground.kept.pins(), monotonic=ground.env.monotonic
+        )
+        tag, inboxes = network_tag(one.network), Inboxes(ground.host, ground.env.monotonic)
         outside = Outside(
             links=self.links,
             errand=(ground.boundary.background if wire is None else wire.background).errand,

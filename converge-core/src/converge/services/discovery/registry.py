@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from enum import StrEnum
 
+from converge.env import SYSTEM
 from converge.errors import BadSignature, InvalidKey, InvalidName, InvalidValue, Undeliverable
 from converge.model.descriptor import AgentDescriptor, DiscoveryQuery
 from converge.model.identity import agent_id as id_of
 from converge.model.identity import is_agent_id, predecessors, verify
+from converge.net.throttle import Throttle
 from converge.services.discovery.directory import Directory
 
 log = logging.getLogger("converge.registry")
@@ -38,8 +40,15 @@ class IdentityRegistry:
     seen counts; a second one, signed by the same old key, is refused: two holders of one key cannot be told apart.
     """
 
-    def __init__(self, directory: Directory, *, trust: str = Trust.ALLOW, pins: Iterable[str] = ()) -> None:
-        """`trust`: `drop`, `warn`, `allow` or `listed`. `pins`: ids.
+    def __init__(
+        self,
+        directory: Directory,
+        *,
+        trust: str = Trust.ALLOW,
+        pins: Iterable[str] = (),
+        monotonic: Callable[[], float] = SYSTEM.monotonic,
+    ) -> None:
+        """`trust`: `drop`, `warn`, `allow` or `listed`. `pins`: ids. `monotonic`: seconds, for the rate of log lines.
 
         Raises:
             InvalidName: A pin is not an agent's id.
@@ -52,6 +61,7 @@ class IdentityRegistry:
         self._pins: set[str] = set()
         self._successors: dict[str, str] = {}
         self._warned: set[str] = set()
+        self._quietly = Throttle(log, monotonic)  # a stranger may speak for any number of agents
         for one in pins:
             self.pin(one)
         for descriptor in directory.query(DiscoveryQuery()):
@@ -94,9 +104,8 @@ class IdentityRegistry:
                 self._warned.clear()
             self._warned.add(agent_id)
             what = "are refused" if self.trust is Trust.DROP else "are taken all the same"
-            log.warning(
-                "messages of agent %s %s: it verifies, but is not pinned here (trust = %s)", agent_id, what, self.trust
-            )
+            text = "messages of agent %s %s: it verifies, but is not pinned here (trust = %s)"
+            self._quietly.warning(agent_id, text, agent_id, what, self.trust)
         return self.trust is Trust.WARN
 
     def is_listed_or_exempt(self, agent_id: str) -> bool:

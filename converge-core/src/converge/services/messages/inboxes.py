@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from typing import Any, Protocol
 
@@ -12,10 +12,12 @@ import attrs
 from anyio.lowlevel import checkpoint
 
 from converge.codec import decode_plain
+from converge.env import SYSTEM
 from converge.errors import AskCycle, Backpressure, Dropped, TornRecord, Undeliverable
 from converge.model.envelope import ACCEPTED, CYCLE, DROPPED, EARLY, FULL, REFUSED, UNKNOWN, MessageHeader
 from converge.model.identity import Identity
 from converge.model.message import Message
+from converge.net.throttle import Throttle
 from converge.plugins import PluginHost
 from converge.services.messages.chains import cycle_of
 from converge.services.tasks.records import moment
@@ -153,8 +155,9 @@ class LocalAgent(Protocol):
 class Inboxes(dict[str, LocalInbox]):
     """The inboxes by agent id, and who the agents are."""
 
-    def __init__(self, host: PluginHost) -> None:
+    def __init__(self, host: PluginHost, monotonic: Callable[[], float] = SYSTEM.monotonic) -> None:
         super().__init__()
+        self._quietly = Throttle(log, monotonic)  # others decide how many messages there are to refuse
         self.agents: dict[str, LocalAgent] = {}
         self._identities: dict[str, Identity] = {}  # also of agents that start
         self.is_closed_to_others = self._is_closed = False
@@ -296,7 +299,7 @@ class Inboxes(dict[str, LocalInbox]):
             try:
                 message = self._host.guard(RECEIVED, message)
             except Undeliverable as error:
-                log.warning("message %s was refused: %s", message.id, error)
+                self._quietly.warning(message.sender, "message %s was refused: %s", message.id, error)
                 return REFUSED, "a guard of the recipient's node refused it"  # why is the node's own business
         self._held += cost
         if gate is None:
@@ -324,7 +327,8 @@ class Inboxes(dict[str, LocalInbox]):
         try:
             content = decode_plain(payload, "payload") if members else None
         except TornRecord as error:
-            log.warning("a message to all was refused: %s", error)
+            sender = header.sender
+            self._quietly.warning(sender, "a message of agent %.16s to all was refused: %s", sender, error)
             return 0, len(members)
         if len(payload) > SMALL_BYTES and not self._is_guarded:
             content = Packed(payload)
