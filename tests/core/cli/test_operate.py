@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from converge.cli import COMMANDS, TEXTS, _app
+
 Converge = Callable[..., Any]
 Start = Callable[..., "subprocess.Popen[str]"]
 
@@ -68,6 +70,28 @@ def test_a_lone_dash_is_standard_input_only_where_a_file_is_meant(pool: Converge
     assert pool("tasks", "cancel", task["id"], "--why", "-", *STORE).code == 0
     (task,) = [json.loads(line) for line in pool("tasks", "list", "--json", *STORE).out.splitlines()]
     assert task["history"][-1]["why"] == "-"
+
+
+def test_a_dash_for_an_argument_is_itself_or_refused(pool: Converge) -> None:
+    assert pool("submit", "--pool", "docs", "--ordering-key", "-", *STORE).code == 0
+    task = json.loads(pool("tasks", "list", "--json", *STORE).out)
+    assert task["ordering_key"] == "-"
+    refused = pool("tasks", "signal", task["id"], "-", *STORE)
+    assert (refused.code, refused.err.count("\n")) == (2, 1) and "write -- and it" in refused.err
+    sent = pool("tasks", "signal", task["id"], "--key", "-", "--json", *STORE, "--", "-")
+    assert json.loads(sent.out)["name"] == "-"
+
+
+def test_each_flag_with_a_text_takes_a_dash() -> None:
+    app, taking = _app(), set[str]()
+    for words, _, _ in COMMANDS:
+        command = app
+        for word in words.split():
+            command = command[word]
+        for argument in command.assemble_argument_collection() if command.default_command is not None else ():
+            if argument.name.startswith("-") and argument.hint in (str, list[str], str | None, list[str] | None):
+                taking.add(argument.name)
+    assert taking == TEXTS
 
 
 def test_cancelling_a_task_that_ended_otherwise_exits_with_one_and_changes_nothing(

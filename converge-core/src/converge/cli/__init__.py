@@ -136,18 +136,33 @@ def _of_plugins(given: list[str]) -> tuple[Sequence[Command], list[str]]:
     return commands, [*rest, *flags] if takes_flags else rest
 
 
-TEXTS = frozenset(("--why", "--type", "--topic", "--capability", "--dedup-key", "--pool"))
+TEXTS = frozenset((
+    "--advertise", "--after", "--allow", "--capability", "--deadline", "--dedup-key", "--discovery", "--health",
+    "--id", "--identity-dir", "--input", "--key", "--network", "--not-before", "--older-than", "--only",
+    "--ordering-key", "--other-python", "--parent", "--payload", "--plugin", "--pool", "--result", "--since",
+    "--store", "--topic", "--transport", "--type", "--why",
+))  # fmt: skip
 """Flags whose value may be a lone `-` that means itself, not standard input."""
 
 
 def _given(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments for the library, which takes a lone `-` for an option; we read `./-` as standard input."""
+    """Return the arguments for the library, which takes a lone `-` for an option; we read `./-` as standard input.
+
+    Raises:
+        InputError: It stands for an argument that is no file.
+    """
     given = list[str]()
     for argument in arguments:
-        if argument == "-" and given and given[-1] in TEXTS:
+        if argument != "-" or "--" in given:
+            given.append(argument)
+        elif given and given[-1] in TEXTS:
             given[-1] += "=-"
+        elif given and given[0] in ("tasks", "pools", "agents", "identity"):
+            from converge.errors import InputError
+
+            raise InputError('"-": is no flag; where it is meant as it is, write -- and it at the end of the line')
         else:
-            given.append("./-" if argument == "-" else argument)
+            given.append("./-")
     return given
 
 
