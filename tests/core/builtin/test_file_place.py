@@ -97,6 +97,8 @@ async def test_the_files_are_readable_by_their_owner_alone(tmp_path: Path) -> No
         ("file:", "a path is missing"),
         ("file://", "a path is missing"),
         ("file:{}", "is a folder"),
+        ("FILE:{}", "is a folder"),
+        ("file:~/none/state.db", "only a shell knows what ~ is"),
         ("file:{}/none/state.db", "does not exist"),
     ],
 )

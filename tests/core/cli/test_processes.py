@@ -10,10 +10,12 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import preloaded
 import pytest
@@ -337,3 +339,17 @@ def test_the_supervisor_serves_the_health_of_all_processes_as_one(start: Start) 
         os.kill(id_, signal.SIGCONT)
     one.process.terminate()
     assert one.end()[0] == 0
+
+
+def test_a_path_too_long_for_the_sockets_is_told_before_anything_starts(
+    converge: Callable[..., Any], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (deep := folder / ("d" * 100)).mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    run = ["run", "counting:WordCounter", "--pool", "p", "--processes", "2", "--store", "file:state.db"]
+    answer = converge(*run, "--health", "0", "--drain")
+    assert answer.code == 3, answer
+    assert answer.err.endswith(
+        f"converge: health: the path of {deep} is too long for the sockets of the processes; set TMPDIR to a shorter "
+        "one\n"
+    )

@@ -61,6 +61,9 @@ REFUSED = 78
 CONFIGURATION = 3
 """What the supervisor's own exit code is then."""
 
+SOCKET_BYTES = 103
+"""The longest path of a unix socket on every system."""
+
 CANNOT_START = 126
 """What shells make the exit code of what cannot be started."""
 
@@ -309,6 +312,9 @@ def _health_of_all(config: Config) -> Iterator[Callable[[int], Mapping[str, str]
 
     with TemporaryDirectory(prefix="converge-health-") as name:
         folder = Path(name)
+        if len(os.fsencode(socket_of(folder, config.processes))) > SOCKET_BYTES:
+            text = f"health: the path of {folder.parent} is too long for the sockets of the processes"
+            raise ConfigError(f"{text}; set TMPDIR to a shorter one")
         children = Children(folder, config.processes, config.stall_sec)
         server = HealthServer(config.health, children.health, registry_of(children))
         try:

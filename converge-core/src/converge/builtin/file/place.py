@@ -59,7 +59,7 @@ def checked_path(url: str, *, must_exist: bool = False) -> str:
     Raises:
         StoreRefused: It is no place for a store, or there is none though there must be; why, and what to do.
     """
-    text = re.sub(r"^file:(//)?", "", url)
+    text = re.sub(r"^file:(//)?", "", url, flags=re.IGNORECASE)
     if not text or "\0" in text:
         raise StoreRefused("file: a path is missing; write file:state.db")
     try:
@@ -72,6 +72,8 @@ def checked_path(url: str, *, must_exist: bool = False) -> str:
             raise StoreRefused(f"{path} is a folder; name a file in it")
         path, found = _resolved(path)
         if not path.parent.is_dir():
+            if text.startswith("~"):
+                raise StoreRefused(f"file:{text}: only a shell knows what ~ is; write the path of the folder whole")
             raise StoreRefused(f"{path.parent} does not exist; make the folder first")
         _check_name(path)
     except (OSError, RuntimeError) as error:

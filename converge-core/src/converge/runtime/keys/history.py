@@ -109,6 +109,6 @@ class History:
 
 
 def _absolute(url: str) -> str:
-    if not url.startswith("file:"):
+    if url[:5].lower() != "file:":
         return url
-    return f"file:{Path(url.removeprefix('file:').removeprefix('//')).absolute()}"
+    return f"file:{Path(url[5:].removeprefix('//')).absolute()}"
