@@ -5,9 +5,11 @@ breaks.
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
-from typing import Any, ClassVar
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, cast
 
 import anyio
 import attrs
@@ -28,6 +30,7 @@ from converge.services.store.handle import StoreHandle
 from converge.services.store.pages import read_all
 from converge.services.tasks.surroundings import lease_ids
 from converge.testing import DiscoveryContract
+from converge.testing._check.builtins import StaticBench
 from converge.testing.clauses import cited
 from converge.testing.running import Run, run_contract
 
@@ -291,6 +294,56 @@ class StaticKit(Kit):
         return [Sighting("local:a", ("local:a",))]
 
 
+class Stale(Bent):
+    """A snapshot says what it said at first."""
+
+    first: list[Sighting] | None = None
+
+    async def snapshot(self) -> list[Sighting]:
+        self.first = self.first or await super().snapshot()
+        return self.first
+
+
+class Once(Bent):
+    """A watch tells one list."""
+
+    async def watch(self) -> AsyncIterator[list[Sighting]]:
+        yield await self.snapshot()
+        await anyio.sleep_forever()
+
+
+class ConfiguredKit(StaticKit):
+    """The kit on a list in a file, which changes."""
+
+    backend = STATIC
+    breaks = ""
+    also = frozenset()
+    near_sec = 10.0
+
+    @pytest.fixture
+    def options(self, tmp_path: Path) -> StaticOptions:
+        file = tmp_path / "nodes"
+        file.write_text("local:a")
+        return StaticOptions(file=str(file))
+
+    @pytest.fixture
+    def configure(self, options: StaticOptions) -> Callable[[int], Sequence[Sighting]]:
+        return partial(StaticBench.configure, cast(StaticBench, None), options)
+
+
+class StaleContract(ConfiguredKit):
+    backend = bent(Stale, STATIC)
+    breaks = "D-1"
+    also = frozenset(("D-3",))
+    near_sec = 0.5
+
+
+class OnceContract(ConfiguredKit):
+    backend = bent(Once, STATIC)
+    breaks = "D-3"
+    near_sec = 0.5
+
+
 class RepeatingContract(Kit):
     backend = bent(Repeating)
     breaks = "D-1"
@@ -431,6 +484,8 @@ BROKEN = (
     DroppingContract,
     StaticKit,
     WrappingContract,
+    StaleContract,
+    OnceContract,
 )
 
 
@@ -469,6 +524,11 @@ def test_the_same_discovery_unbroken_fails_nothing() -> None:
     run = run_contract(StraightContract)
     assert run.failures == (), run.output
     assert run.passed
+
+
+def test_a_configured_discovery_that_tells_its_changes_fails_nothing() -> None:
+    run = run_contract(ConfiguredKit, tests="test_d3_what_is_configured_anew_is_told")
+    assert run.failures == () and run.passed, run.output
 
 
 def test_every_clause_has_a_broken_discovery_or_core() -> None:

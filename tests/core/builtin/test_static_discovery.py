@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,17 @@ class TestStaticDiscoveryOfAFile(TestStaticDiscovery):
         file = tmp_path / "nodes"
         file.write_text("# nodes\n" + "\n".join(ENDPOINTS) + "\n")
         return StaticOptions(file=str(file))
+
+    @pytest.fixture
+    def configure(self, options: Any) -> Callable[[int], list[Sighting]]:
+        def configure(number: int) -> list[Sighting]:
+            endpoints = [f"tcp://10.0.0.{host}:7000" for host in range(number)]
+            new = Path(f"{options.file}.new")
+            new.write_text("\n".join(endpoints))
+            new.replace(options.file)
+            return [Sighting(endpoint, (endpoint,)) for endpoint in endpoints]
+
+        return configure
 
 
 def test_a_refused_endpoint_is_shown_without_its_password() -> None:

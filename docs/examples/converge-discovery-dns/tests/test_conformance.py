@@ -1,7 +1,7 @@
 """DNS discovery keeps every clause of the discovery contract, and says what a real server says."""
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any
 
@@ -42,6 +42,17 @@ class TestDns(DiscoveryContract):
     def configured(self) -> list[Sighting]:
         """Return what it must say with these options."""
         return sightings(*PODS)
+
+    @pytest.fixture
+    def configure(self, dns_server: Any) -> Callable[[int], list[Sighting]]:
+        """Return what lets the zone name so many pods."""
+
+        def configure(number: int) -> list[Sighting]:
+            pods = [(f"pod-{pod}", 7000) for pod in range(number)]
+            dns_server.say(*pods)
+            return sightings(*pods)
+
+        return configure
 
 
 class TestRecords:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, ClassVar, cast
 
 import pytest
 
 from converge.contracts.discovery import DiscoveryBackend, Sighting
 from converge.testing._check.given import current
-from converge.testing._discovery.base import Process
+from converge.testing._discovery.base import Configure, Process
 from converge.testing.discovery import DiscoveryContract
 
 
@@ -25,6 +26,12 @@ class _Checked:
         """Return what a discovery that publishes nothing must say."""
         configure = current().configure
         return [] if configure is None else [*configure(options, 1)]
+
+    @pytest.fixture
+    def configure(self, options: Any) -> Configure | None:
+        """Return what changes a discovery that publishes nothing, if anything does."""
+        configure = current().configure
+        return None if configure is None else partial(configure, options)
 
 
 class TestDiscovery(_Checked, DiscoveryContract):

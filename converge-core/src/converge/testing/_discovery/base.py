@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, ClassVar
 
+import anyio
 import pytest
 
 from converge.contracts.discovery import Changes, Discovery, DiscoveryBackend, Sighting
@@ -17,7 +18,7 @@ from converge.services.store.opening import open_store
 from converge.testing._store.limits import CallLimit, TimeLimited, clause_of
 from converge.testing._store.loops import LoopCase
 from converge.testing._task.base import let_pass
-from converge.testing.clauses import expect
+from converge.testing.clauses import expect, expect_equal
 from converge.testing.faults import FaultPlan, FaultyStore
 from converge.testing.fixtures import scaled
 
@@ -32,6 +33,7 @@ TRIES = 500
 """How often a call that fails by a fault is repeated: many times more than the faults of any seed last."""
 
 Opening = Callable[[], AbstractAsyncContextManager[Store]]
+Configure = Callable[[int], Sequence[Sighting]]
 
 
 class Process:
@@ -89,6 +91,13 @@ class DiscoveryCase(TimeLimited, LoopCase):
         return []
 
     @pytest.fixture
+    def configure(self) -> Configure | None:
+        """Return what lets the place of `options` name another list of so many, for a backend without publishing: it
+        returns what must be said from then on. None: nothing changes the list.
+        """
+        return None
+
+    @pytest.fixture
     async def opening(self) -> AsyncIterator[Opening]:
         """Opens handles on one store, for backends that use the node's; by default one in memory."""
         async with open_store("memory:") as store:
@@ -133,6 +142,17 @@ class DiscoveryCase(TimeLimited, LoopCase):
             self.process(opening, options) as c,
         ):
             yield [a, b, c]
+
+    async def soon(
+        self, clause: str, ask: Callable[[], Awaitable[dict[str, Sighting]]], wanted: Sequence[Sighting], what: str
+    ) -> None:
+        """Expect that what is asked becomes what is wanted."""
+        by_id, found = {one.id: one for one in wanted}, await ask()
+        with anyio.move_on_after(self.near_sec):
+            while found != by_id:
+                await anyio.sleep(POLL_SEC)
+                found = await ask()
+        expect_equal(clause, found, by_id, what)
 
     def said(self, configured: Iterable[Sighting], *published: Sighting) -> dict[str, Sighting]:
         """Return what must be known, by id."""

@@ -7,12 +7,14 @@ from typing import Any
 
 import anyio
 import anyio.lowlevel
+import anyio.to_thread
+import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from converge.contracts.discovery import Sighting
 from converge.testing._calls.waiting import blocking_calls, expect_no_waiting
-from converge.testing._discovery.base import POLL_SEC, DiscoveryCase, Opening, applied
+from converge.testing._discovery.base import POLL_SEC, Configure, DiscoveryCase, Opening, applied
 from converge.testing.blocks import leaves_nothing_open, passes_through
 from converge.testing.clauses import expect, expect_equal
 from converge.testing.fixtures import wait_until
@@ -189,6 +191,41 @@ class DiscoveryClauses(DiscoveryCase):
                     await wait_until(lambda wanted=wanted: told == [wanted, wanted], timeout=self.near_sec)  # type: ignore[misc]  # bound now
                 expect_equal("D-3", told, [wanted, wanted], "what two watches of the process itself told last")
             watches.cancel_scope.cancel()
+
+    async def test_d3_what_is_configured_anew_is_told(
+        self, opening: Opening, options: Any, configure: Configure | None
+    ) -> None:
+        """D-3, D-1, D-7"""
+        if self.backend.publishes:
+            pytest.skip("not applicable: it publishes, so nobody configures what it says")
+        if configure is None:
+            pytest.skip("not tried: the fixture `configure` gives nothing, so what it says never changes")
+        async with self.process(opening, options) as one, anyio.create_task_group() as watching:
+            told, seen, reader = dict[str, Sighting](), dict[str, Sighting](), one.discovery.reader()
+
+            async def watch() -> None:
+                async with aclosing(one.discovery.watch()) as lists:  # type: ignore[type-var]  # every watch is an async generator
+                    async for found in lists:
+                        told.clear()
+                        told.update({sighting.id: sighting for sighting in found})
+
+            async def told_last() -> dict[str, Sighting]:
+                await anyio.lowlevel.checkpoint()
+                return dict(told)
+
+            async def read() -> dict[str, Sighting]:
+                changed = applied(seen, await reader.look())
+                seen.clear()
+                seen.update(changed)
+                return dict(seen)
+
+            watching.start_soon(watch)
+            for number in (3, 1, 2):
+                wanted = await anyio.to_thread.run_sync(configure, number)
+                await self.soon("D-3", told_last, wanted, f"what a watch told last, after {number} were configured")
+                await self.soon("D-1", one.snapshot, wanted, f"a snapshot after {number} were configured")
+                await self.soon("D-7", read, wanted, f"what a reader knows after {number} were configured")
+            watching.cancel_scope.cancel()
 
     @settings(max_examples=25, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
     @given(where=endpoints, what=payloads)
