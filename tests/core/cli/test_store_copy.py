@@ -244,6 +244,16 @@ async def test_what_is_copied_is_refused_where_it_cannot_be_whole(tmp_path: Path
         await copy(config(namespace), first, second)
 
 
+async def test_an_empty_network_is_not_copied_onto_itself_by_another_name(tmp_path: Path) -> None:
+    first = tmp_path / "first.db"
+    async with open_store(f"file:{first}"):
+        pass
+    with pytest.raises(CopyRefused, match="are one store"):
+        await copy(config(NETWORK), f"file:{first}", f"sqlite:///{first}")
+    async with open_store(f"file:{first}") as store:  # it is as it was
+        await PoolManager(store).create_pool(Pool(id="p"))
+
+
 async def test_a_copy_that_breaks_off_is_closed_until_it_is_begun_anew(
     tmp_path: Path, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -137,8 +137,12 @@ async def _begin(source: Store, target: Store, name: str) -> None:
                 f"the destination is not empty (it has keys of `{filled}`); name an empty store, or another --network"
             )
     await target.note_format((await read_format(source)).number)
+    (was,) = await target.get([FORMAT()])
     value = encode(StoreFormat(UNFINISHED, FORMATS[-1].oldest, copied_from=name))
     await _commit(target, Batch((), [(FORMAT(), value)]))
+    if (await read_format(source)).copied_from:
+        await _commit(target, _with_format(was))
+        raise CopyRefused("source and destination are one store, by two names; name another destination")
     if mark.copied_from:
         async for entries in _everything(target):
             await _commit(target, Batch((), (), [entry.key for entry in entries]))
@@ -155,11 +159,15 @@ async def _end(source: Store, target: Store, env: Env) -> Copied:
     leases = sum(await source.count([EXPIRY()]))
     _, drawn = await epochs.accept(target, env)
     (entry,) = await source.get([FORMAT()])
-    await _commit(target, Batch((), (), [FORMAT()]) if entry is None else Batch((), [(FORMAT(), entry.value)]))
+    await _commit(target, _with_format(entry))
     digest = sum(one.digest for one in before.values()) % _MODULUS
     return Copied(
         keys={name: one.keys for name, one in before.items()}, digest=f"{digest:032x}", leases=leases, epoch=drawn.text
     )
+
+
+def _with_format(entry: Entry | None) -> Batch:
+    return Batch((), (), [FORMAT()]) if entry is None else Batch((), [(FORMAT(), entry.value)])
 
 
 async def contents(store: Store) -> dict[str, Contents]:
