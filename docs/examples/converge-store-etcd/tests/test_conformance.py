@@ -34,7 +34,7 @@ if os.environ.get("FULL_TESTS") == "1":
         @pytest.fixture
         def options(self) -> EtcdOptions:
             """Return options that name a network of its own."""
-            return EtcdOptions(network=f"t{secrets.token_hex(6)}")
+            return EtcdOptions(network=f"t{secrets.token_hex(6)}", call_sec=25.0)  # less than the kit waits for a call
 
     class TestTasksOnEtcd(TaskContract):
         """A task's life is core's: whoever keeps the clauses of a store keeps these."""
