@@ -74,7 +74,9 @@ def test_tasks_are_listed_purged_and_the_store_is_looked_at_and_accepted(
 def test_who_looks_at_a_place_where_nothing_was_stored_is_told_so_and_makes_nothing(
     converge: Converge, folder: Path, store: tuple[str, ...], url: str
 ) -> None:
-    looks = (("tasks", "list"), ("pools", "list"), ("agents", "list"), ("ps",), ("store", "info"), ("store", "migrate"))
+    looks = [("tasks", "list"), ("pools", "list"), ("agents", "list"), ("ps",), ("store", "info")]
+    if not url.startswith(("postgresql", "mysql")):  # there it makes the tables
+        looks.append(("store", "migrate"))
     for look in looks:
         answer = converge(*look, *store)
         assert (answer.code, answer.out) == (4, "") and "there is no " in answer.err, look
