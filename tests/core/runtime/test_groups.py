@@ -5,7 +5,8 @@ work.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 import anyio
 import pytest
@@ -19,6 +20,7 @@ from converge.model.keys import DEAD, EXPIRY, LEASE
 from converge.model.pool import Pool
 from converge.model.task import Task
 from converge.runtime.agents.agent import Agent
+from converge.runtime.claiming.groups import Groups
 from converge.runtime.node import Node
 from converge.services.pools import PoolManager
 from converge.testing.fixtures import wait_until
@@ -220,6 +222,10 @@ async def _are_members(node: Node, pool_id: str, agents: list[str]) -> bool:
     return await node.pools.members(pool_id) == agents
 
 
+async def _are_listed(node: Node, agents: list[str]) -> bool:
+    return [one.id for one in await node.discovery.query(DiscoveryQuery(), refresh_from_store=True)] == agents
+
+
 async def _end(node: Node, lease_id: bytes) -> None:
     """What a reaper of another process does with a lease that was not renewed."""
 
@@ -251,6 +257,61 @@ async def test_an_agent_that_joined_and_then_did_not_start_is_forgotten_when_oth
             await wait_until(lambda: node.handle.lease_opened not in (None, lease), what="another lease", timeout=30)
             await wait_until(lambda: _are_members(node, "p", [agent.id]), what="the one that runs is a member again")
             assert await run(node, "p") == {agent.id} and await node.pools.members("q") == []
+
+
+async def _lose_lease(node: Node) -> None:
+    lease = node.handle.lease_opened
+    assert lease is not None
+    await _end(node, lease.id)
+
+
+async def test_an_agent_that_retires_while_others_rejoin_keeps_none_of_them_away(
+    store_url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began, gate = anyio.Event(), anyio.Event()
+    join_many = PoolManager.join_many
+
+    async def gated(self: PoolManager, agent_ids: Sequence[str], pool_id: str, **options: Any) -> list[bool]:
+        joined = await join_many(self, agent_ids, pool_id, **options)
+        began.set()
+        await gate.wait()
+        return joined
+
+    caplog.set_level(logging.CRITICAL)
+    with anyio.fail_after(30):
+        async with Node(store=store_url, poll_sec=0.05, lease_sec=3.0) as node:
+            gone, stays = await node.spawn(Worker, count=2, pool=("p", "q"))
+            monkeypatch.setattr(PoolManager, "join_many", gated)
+            await _lose_lease(node)
+            await began.wait()
+            await node.retire(gone)
+            gate.set()
+            for pool_id in ("p", "q"):
+                await wait_until(
+                    lambda pool_id=pool_id: _are_members(node, pool_id, [stays.id]),  # type: ignore[misc]
+                    what="the other is a member again, alone",
+                )
+            await wait_until(lambda: node.health().is_ready, what="the lease is no longer lost")
+            await wait_until(lambda: _are_listed(node, [stays.id]), what="the other is listed again, alone")
+
+
+async def test_what_nobody_expected_while_agents_rejoin_is_no_end_of_that(
+    store_url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rejoin = Groups.rejoin
+
+    async def failing(self: Groups) -> None:
+        monkeypatch.setattr(Groups, "rejoin", rejoin)
+        raise RuntimeError("as a library may")
+
+    caplog.set_level(logging.CRITICAL)
+    with anyio.fail_after(30):
+        async with Node(store=store_url, poll_sec=0.05, lease_sec=3.0) as node:
+            (agent,) = await node.spawn(Worker, pool="p")
+            monkeypatch.setattr(Groups, "rejoin", failing)
+            await _lose_lease(node)
+            await wait_until(lambda: Groups.rejoin is rejoin, what="it has failed", timeout=20)
+            await wait_until(lambda: _are_members(node, "p", [agent.id]), what="it is a member again")
 
 
 class Counted(Agent):

@@ -44,6 +44,9 @@ class Recovery:
                 except ConvergeError as error:
                     self._handle.outage.failed("rejoin", error)
                     await anyio.sleep(self._pause_sec)
+                except BaseException:  # what nothing expected: whoever runs this again goes on
+                    self._watchdog.lease_lost.set()
+                    raise
 
     async def _join_again(self) -> None:
         """Open another lease, and put memberships and descriptors under it."""

@@ -130,9 +130,11 @@ class Groups:
                     by_pool.setdefault(pool_id, []).append(agent_id)
             for pool_id, agent_ids in by_pool.items():
                 admitted = await self._join_admitted(pool_id, agent_ids)
-                for agent_id in agent_ids:
-                    agent = self._agents.get(agent_id)  # None: it was retired meanwhile
-                    if agent is not None and agent_id in admitted and pool_id not in agent.pools:
+                for agent_id in admitted:
+                    agent = self._agents.get(agent_id)
+                    if agent is None:  # it was retired meanwhile, and may have left before it was made a member
+                        await self._pools.leave_pool(agent_id, pool_id)
+                    elif pool_id not in agent.pools:
                         await self._change(agent, (*agent.pools, pool_id))
 
     async def _join_admitted(self, pool_id: str, agent_ids: list[str]) -> set[str]:
