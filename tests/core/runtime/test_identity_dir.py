@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import anyio
 import pytest
 
 from converge import Agent, Identity, Message, Node, Pool
@@ -218,3 +219,43 @@ async def test_an_agent_that_did_not_start_leaves_its_key_and_its_pools_to_the_n
         (agent,) = await node.spawn(Once, pool="p")
         assert await node.pools.members("p") == await node.pools.members("q") == [agent.id]
         assert sorted(path.name for path in (tmp_path / "keys").glob("agent.*.key")) == ["agent.Once.0.key"]
+
+
+async def test_agents_that_cannot_be_made_leave_their_keys_to_the_next_try(tmp_path: Path) -> None:
+    class Unmade(Listener):
+        is_made = False
+
+        def __init__(self) -> None:
+            if not self.is_made:
+                raise RuntimeError("it cannot be made")
+
+    async with Node(identity_dir=str(tmp_path / "keys")) as node:
+        with pytest.raises(RuntimeError, match="it cannot be made"):
+            await node.spawn(Unmade, 2)
+        Unmade.is_made = True
+        await node.spawn(Unmade, 2)
+    assert sorted(path.name for path in (tmp_path / "keys").glob("agent.*.key")) == [
+        "agent.Unmade.0.key",
+        "agent.Unmade.1.key",
+    ]
+
+
+async def test_a_start_that_is_cancelled_leaves_its_key_and_its_pools_to_the_next_try(tmp_path: Path) -> None:
+    class Slow(Listener):
+        began, is_slow = anyio.Event(), True
+
+        async def on_start(self) -> None:
+            self.began.set()
+            if self.is_slow:
+                await anyio.sleep_forever()
+
+    async with Node(identity_dir=str(tmp_path / "keys")) as node:
+        async with anyio.create_task_group() as group:
+            group.start_soon(lambda: node.spawn(Slow, pool="p"))
+            await Slow.began.wait()
+            group.cancel_scope.cancel()
+        assert await node.pools.members("p") == [] and not node.network.announced.credentials
+        Slow.is_slow = False
+        (agent,) = await node.spawn(Slow, pool="p")
+        assert await node.pools.members("p") == [agent.id]
+    assert [path.name for path in (tmp_path / "keys").glob("agent.*.key")] == ["agent.Slow.0.key"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import anyio
 import pytest
 
 from converge import Agent, DiscoveryQuery, Message, Node, Task, TaskState
+from converge.contracts.discovery import Sighting
 from converge.errors import Dropped, InvalidValue, Undeliverable
+from converge.services.discovery.sightings import StoreSightings
 from converge.testing.fixtures import wait_until
 
 
@@ -222,3 +225,29 @@ async def test_an_agent_that_is_retired_while_all_join_again_does_not_keep_the_o
             await node.groups.rejoin()
             task_id = await node.tasks.submit(Task(pool_id="p"))
             assert (await node.tasks.result(task_id, timeout=60)).result == two.id
+
+
+async def test_an_agent_that_retires_while_others_are_published_for_long_is_listed_no_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    began, gate = anyio.Event(), anyio.Event()
+    publish = StoreSightings.publish
+
+    async def gated(self: StoreSightings, sightings: Sequence[Sighting]) -> None:
+        began.set()
+        await gate.wait()
+        await publish(self, sightings)
+
+    async with Node(poll_sec=0.1) as node:
+        one, two = await node.spawn(Worker, count=2)
+        query = DiscoveryQuery(capabilities=("work",))
+        monkeypatch.setattr(StoreSightings, "publish", gated)
+        async with anyio.create_task_group() as group:
+            group.start_soon(node.network.publish_again)  # as after a lost lease
+            await began.wait()
+            await node.retire(one)  # which waits no longer than a stop does
+            gate.set()
+        listed = [found.id for found in await node.discovery.query(query, refresh_from_store=True)]
+        assert listed == [two.id] == list(node.network.announced.signed)
+        await node.network.publish_again()
+        assert listed == [found.id for found in await node.discovery.query(query, refresh_from_store=True)]

@@ -13,9 +13,10 @@ from anyio.lowlevel import checkpoint
 
 from converge.builtin.memory import MemoryStore
 from converge.contracts.store import LIMITS, Batch, Channel, Committed, Conflict, Range
-from converge.errors import InvalidValue
+from converge.errors import InvalidValue, OutcomeUnknown, Undeliverable
 from converge.model.descriptor import DiscoveryQuery
-from converge.model.keys import LEASE
+from converge.model.keys import AGENT, LEASE
+from converge.model.message import Message
 from converge.model.task import Task
 from converge.runtime.agents.agent import Agent
 from converge.runtime.network.publishing import SIGNED_TOGETHER
@@ -105,3 +106,40 @@ async def test_a_count_that_cannot_be_meant_is_refused(count: int) -> None:
     async with Node() as node:
         with pytest.raises(InvalidValue, match=r"^count: "):
             await node.spawn(Idle, count=count)
+
+
+async def test_agents_that_could_not_be_published_get_no_messages_and_are_listed_no_more() -> None:
+    class Away(MemoryStore):
+        is_away = False
+
+        async def commit(
+            self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()
+        ) -> Sequence[Committed | Conflict]:
+            if self.is_away and any(key[0] is AGENT for batch in batches for key, _ in batch.puts):
+                await super().commit(batches, wake=wake)
+                raise OutcomeUnknown("its answer was lost")
+            return await super().commit(batches, wake=wake)
+
+    started = list[str]()
+
+    class Hears(Agent):
+        capabilities = ("hears",)
+
+        async def on_start(self) -> None:
+            started.append(self.id)
+
+        async def on_message(self, message: Message) -> None:
+            """Hear it."""
+
+    store = Away()
+    async with Node(store=store) as node:
+        store.is_away = True
+        with pytest.raises(OutcomeUnknown):
+            await node.spawn(Hears, pool="p")
+        store.is_away = False
+        with pytest.raises(Undeliverable):
+            await node.send(started[0], "hello", timeout=5)
+        assert await node.pools.members("p") == []
+        (agent,) = await node.spawn(Hears, pool="p")
+        found = await node.discovery.query(DiscoveryQuery(capabilities=("hears",)), refresh_from_store=True)
+        assert [one.id for one in found] == [agent.id]

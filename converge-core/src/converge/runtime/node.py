@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from enum import StrEnum
 from functools import partial
 from math import inf
 from types import TracebackType
 from typing import Any, TypeVar, Unpack
 
+import anyio
 from anyio.lowlevel import checkpoint
 
 from converge.contracts.store import Store
@@ -38,7 +39,7 @@ from converge.runtime.parts import Given, Parts, open_parts
 from converge.runtime.probes.answer import Health
 from converge.runtime.probes.probes import Observed, probes_of
 from converge.runtime.retiring import retire
-from converge.runtime.stopping import Stopping
+from converge.runtime.stopping import RELEASE_SEC, Stopping
 from converge.runtime.telling import Telling
 from converge.services.discovery.registry import IdentityRegistry
 from converge.services.discovery.service import DiscoveryService
@@ -264,32 +265,22 @@ class Node:
         for pool_id in pools if secret is None else ():
             await parts.pools.create_pool(Pool(id=pool_id))
         agents, kind = list[Hosted](), kind_of(agent)
-        for number, identity in enumerate(identities or await parts.kept.acquire(agent.__name__, count)):
-            if number % MADE_BEFORE_YIELD == 0:
-                await checkpoint()
-            agents.append(self._make(agent, kind, pools, identity))
-        joined_under = await parts.handle.lease()
-        try:
+        identities = identities or await parts.kept.acquire(agent.__name__, count)
+        async with self._whole_or_not(agents, identities):
+            for number, identity in enumerate(identities):
+                if number % MADE_BEFORE_YIELD == 0:
+                    await checkpoint()
+                agents.append(self._make(agent, kind, pools, identity))
+            joined_under = await parts.handle.lease()
             await parts.network.prepare(agents)
             await parts.groups.start(agents, pools, secret)
-        except BaseException:
-            parts.network.hush(agents)
-            parts.kept.keyring.give_back(one.id for one in agents)
-            raise
-        try:
             await start_all(parts.boundary, agents, lambda one: self.agents.update({one.id: one}))
-        except Exception:
-            # None of them will claim. Those that did start keep their keys until their `on_stop`.
-            parts.network.hush(one for one in agents if one.id not in self.agents)
-            await parts.groups.withdraw(agents)
-            parts.kept.keyring.give_back(one.id for one in agents if one.id not in self.agents)
-            raise
-        for one in agents:
-            if one.is_retired and self.agents.pop(one.id, None) is not None:  # in its own `on_start`
-                await completed(partial(retire, parts, one, 0.0))
-        await parts.network.add([one for one in agents if not one.is_retired], parts.groups.supervision)
-        # From here on the loop is watched: the first handler may block it before the watchdog has had its first turn.
-        lease = await parts.handle.lease()
+            for one in agents:
+                if one.is_retired and self.agents.pop(one.id, None) is not None:  # in its own `on_start`
+                    await completed(partial(retire, parts, one, 0.0))
+            await parts.network.add([one for one in agents if not one.is_retired], parts.groups.supervision)
+            # From here on the loop is watched: the first handler may block it before the watchdog has its first turn.
+            lease = await parts.handle.lease()
         lease.beat()
         living = [one for one in agents if not one.is_retired]
         parts.groups.add(living)
@@ -297,6 +288,25 @@ class Node:
             parts.watchdog.lease_lost.set()  # while `on_start` ran: these agents are joined again too
         parts.ticks.add(living)
         return [one.agent for one in agents]
+
+    @asynccontextmanager
+    async def _whole_or_not(self, agents: Sequence[Hosted], identities: Sequence[Identity]) -> AsyncIterator[None]:
+        """Leave nothing behind of agents that do not start in the block, however it ends; none of them claims. Those
+        whose `on_start` has returned keep their keys, and the right to speak, until their `on_stop`.
+        """
+        parts = self.parts
+        try:
+            yield
+        except BaseException:
+            parts.network.hush(one for one in agents if one.id not in self.agents)
+            own = [one for one in agents if self.agents.get(one.id, one) is one]  # not one before, of the same identity
+            parts.network.forget(own)
+            try:
+                with anyio.move_on_after(RELEASE_SEC, shield=True):
+                    await parts.groups.withdraw(own)
+            finally:
+                parts.kept.keyring.give_back(one.id for one in identities if one.id not in self.agents)
+            raise
 
     async def retire(self, agent: Agent, *, grace_sec: float | None = None) -> None:
         """End one agent, while the node and its other agents go on. It leaves discovery and claims nothing more at

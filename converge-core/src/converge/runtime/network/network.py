@@ -208,6 +208,12 @@ class Network:
             for link in () if self.links is None else self.links.all():
                 link.gone(agent.id)
 
+    def forget(self, agents: Sequence[Hosted]) -> None:
+        """Deliver nothing more to agents that did not start whole, and publish them no more."""
+        for agent in agents:
+            self.post.inboxes.close(agent.id)
+        self.announced.forget(agent.id for agent in agents)
+
     async def withdraw_one(self, agent: Hosted) -> None:
         """Withdraw the descriptor of an agent that ends; it speaks until `hush`.
 

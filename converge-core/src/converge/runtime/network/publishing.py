@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 
 import anyio
 import attrs
 
 from converge.contracts.discovery import Discovery, Sighting
+from converge.errors import LeaseEnded, StoreError
 from converge.model.descriptor import AgentDescriptor, sign_descriptor
 from converge.model.identity import Identity
 from converge.runtime.keys.keyring import Keyring
@@ -47,6 +49,7 @@ class Announced:
         self.signed: dict[str, bytes] = {}
         self.credentials: dict[str, bytes] = {}
         self._prepared: dict[str, tuple[AgentDescriptor, str]] = {}  # what was signed, and its lease, not yet published
+        self._left = set[str]()  # ended, and perhaps still listed: nobody waits for long where that cannot be written
         self.changes = 0
 
     def __contains__(self, agent_id: object) -> bool:
@@ -71,8 +74,9 @@ class Announced:
         Raises:
             StoreError, LeaseEnded, KeyFileRefused: Some were not; `again` publishes all.
         """
+        self._described |= described  # at once: an agent may end while this waits
+        self._left -= described.keys()
         async with self._lock:
-            self._described |= described
             await self._publish(described)
 
     async def again(self) -> None:
@@ -82,12 +86,12 @@ class Announced:
             StoreError, LeaseEnded, KeyFileRefused: As `publish`.
         """
         async with self._lock:
-            await self._publish(self._described)
+            await self._publish(dict(self._described))
 
     async def withdraw(self) -> None:
         """Withdraw all of them."""
         async with self._lock:
-            gone, self._described, self.signed = list(self._described), {}, {}
+            gone, self._described, self.signed = [*self._described, *self._left], {}, {}
             self.changes += 1
             await self._sightings.withdraw(gone)
 
@@ -95,25 +99,37 @@ class Announced:
         """Withdraw some alone: they end. Their credentials stay, for what they say until then.
 
         Raises:
-            StoreError, LeaseEnded: They are listed until the lease ends.
+            StoreError, LeaseEnded: They are listed until others are published, or the lease ends.
         """
+        self.forget(agent_ids)
         async with self._lock:
-            for agent_id in agent_ids:
-                self._described.pop(agent_id, None)
-                self.signed.pop(agent_id, None)
-                self._prepared.pop(agent_id, None)
-            self.changes += 1
-            await self._sightings.withdraw(list(agent_ids))
+            await self._withdraw_left()
+
+    def forget(self, agent_ids: Iterable[str]) -> None:
+        """Publish these no more, whatever is under way."""
+        for agent_id in agent_ids:
+            if self._described.pop(agent_id, None) is not None:
+                self._left.add(agent_id)
+            self.signed.pop(agent_id, None)
+            self._prepared.pop(agent_id, None)
+        self.changes += 1
 
     async def _publish(self, described: Described) -> None:
         lease, ids = (await self._handle.lease()).id.hex(), list(described)
         for some in parts(ids, SIGNED_TOGETHER):
             new = [one for one in some if self._prepared.pop(one, None) != (described[one][1], lease)]
             await self._sign(new, described, lease)
-            signed = {agent_id: self.credentials[agent_id] for agent_id in some}
+            signed = {agent_id: self.credentials[agent_id] for agent_id in some if agent_id in self._described}
             await self._sightings.publish([Sighting(agent_id, self.endpoints, one) for agent_id, one in signed.items()])
-            self.signed |= signed
+            self.signed |= {agent_id: one for agent_id, one in signed.items() if agent_id in self._described}
             self.changes += 1
+        with suppress(StoreError, LeaseEnded):
+            await self._withdraw_left()
+
+    async def _withdraw_left(self) -> None:
+        if gone := list(self._left):
+            await self._sightings.withdraw(gone)
+            self._left.difference_update(gone)
 
     async def _sign(self, agent_ids: Sequence[str], described: Described, lease: str) -> None:
         if not agent_ids:
