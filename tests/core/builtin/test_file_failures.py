@@ -4,14 +4,17 @@ afterwards.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import resource
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import anyio
 import pytest
@@ -25,6 +28,21 @@ from converge.errors import NotApplied, OutcomeUnknown, StoreBusy, StoreFull, St
 from converge.model.keys import POOL, TASK
 
 LARGE = b'"' + b"x" * 500_000 + b'"'
+
+
+@contextmanager
+def no_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The system has no thread left for the file store."""
+    start = threading.Thread.start
+
+    def refuse(self: threading.Thread) -> None:
+        if self.name == "converge-file":
+            raise RuntimeError("can't start new thread")
+        start(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        yield
 
 
 @pytest.fixture
@@ -113,9 +131,80 @@ async def test_a_read_that_meets_an_io_error_is_unavailable_and_the_next_one_is_
         assert await there(store, "first", "second") == [True, False]
 
 
+@pytest.mark.parametrize("code", [sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_CANTOPEN])
+async def test_reads_are_served_again_though_the_file_could_not_be_opened_anew_at_once(
+    path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def fail(*_: object) -> NoReturn:
+        error = sqlite3.OperationalError("as the system says")
+        error.sqlite_errorcode = code
+        raise error
+
+    async with FileStore.open(f"file:{path}") as store:
+        await put(store, "first")
+        with monkeypatch.context() as patch:
+            patch.setattr(store._reader, "_is_broken", True)  # by an I/O error
+            patch.setattr("converge.builtin.file.reader.connect", fail)
+            for _ in range(2):
+                with pytest.raises(NotApplied, match="as the system says"):
+                    await there(store, "first")
+        store._reader._is_broken = True
+        assert await there(store, "first", "second") == [True, False]
+
+
+async def test_where_no_thread_can_be_started_nothing_was_written_and_the_next_call_is_served(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with no_threads(monkeypatch), pytest.raises(StoreUnavailable, match="new thread"):
+        async with FileStore.open(f"file:{path}"):
+            raise AssertionError("it cannot write")
+    async with FileStore.open(f"file:{path}") as store:
+        store._worker._busy_sec = 0.1
+        with locked(Path(f"{path}.lock")), pytest.raises(StoreBusy):
+            await put(store, "first")  # its thread is left behind
+        with no_threads(monkeypatch):
+            for _ in range(2):
+                with pytest.raises(StoreUnavailable, match="new thread"):
+                    await put(store, "first")
+        store._worker._busy_sec = 30.0
+        await put(store, "second")
+        assert await there(store, "first", "second") == [False, True]
+
+
+async def test_a_connection_that_cannot_be_closed_either_keeps_no_caller_waiting(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    close = database.Database.close
+
+    def failing(self: database.Database) -> NoReturn:
+        close(self)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    async with FileStore.open(f"file:{path}") as store:
+        with monkeypatch.context() as patch, file_size_limit(300_000):
+            patch.setattr(database.Database, "close", failing)
+            with anyio.fail_after(30), pytest.raises(OutcomeUnknown, match="I/O error"):
+                await put(store, "first", "second", value=LARGE)
+        await put(store, "third")
+
+
+async def test_a_commit_stands_though_nobody_can_tell_how_much_room_is_left(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: str) -> NoReturn:
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES), path)
+
+    monkeypatch.setattr(database, "ROOM_LOOK_SEC", -1.0)
+    async with FileStore.open(f"file:{path}") as store:
+        monkeypatch.setattr(database, "keep_reserve", fail)
+        await put(store, "first")
+        assert await there(store, "first") == [True]
+
+
 @pytest.mark.parametrize("lock", ["lock", "turn"])
 async def test_a_turn_that_does_not_come_is_busy_and_wrote_nothing(path: Path, lock: str) -> None:
-    async with FileStore.open(f"file:{path}", FileOptions(busy_sec=0.2)) as store:
+    async with FileStore.open(f"file:{path}") as store:
+        store._worker._busy_sec = 0.2  # once it is open: a busy machine takes longer for that
         with locked(path.with_name(f"state.db.{lock}")):
             began = time.monotonic()
             with pytest.raises(StoreBusy, match="raise busy_sec"):

@@ -80,7 +80,8 @@ class Database:
             turned = self._transact(batches, take, plan)
             if time.monotonic() > self._look_at:
                 self._look_at = time.monotonic() + ROOM_LOOK_SEC
-                keep_reserve(self._path)
+                with suppress(OSError):  # what was written stands
+                    keep_reserve(self._path)
             if gone := self._guard.gone():
                 raise OutcomeUnknown(
                     f"{gone} since it was opened, so what was written may be lost; close the store and open it again"

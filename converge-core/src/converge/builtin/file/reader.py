@@ -50,6 +50,7 @@ class Reader:
         self._path = path
         self._in_use = threading.RLock()
         forks.hold(self, self._in_use)
+        self._is_broken = False
         self._guard = Guard.acquire(path)
         try:
             self._connection = self._connect()
@@ -58,11 +59,14 @@ class Reader:
             raise
 
     def _connect(self) -> sqlite3.Connection:
-        with translated(self._path):
-            connection = connect(self._path)
-            connection.execute("pragma query_only = on")
-            connection.execute(f"pragma cache_size = -{CACHE_KIB}")
-            return connection
+        try:
+            with translated(self._path):
+                connection = connect(self._path)
+                connection.execute("pragma query_only = on")
+                connection.execute(f"pragma cache_size = -{CACHE_KIB}")
+                return connection
+        except Broken as broken:
+            raise StoreUnavailable(f"{self._path}: it could not be opened ({broken.__cause__}); try again") from broken
 
     def close(self) -> None:
         """Close the connection."""
@@ -115,6 +119,9 @@ class Reader:
     @contextmanager
     def _snapshot(self, statements: int) -> Iterator[None]:
         """Let several statements see one moment, so that no reader meets half a batch; one does so by itself."""
+        if self._is_broken:
+            self._connection = self._connect()
+            self._is_broken = False
         try:
             with translated(self._path), self._in_use:
                 sql.pass_adapters(self._connection)
@@ -130,12 +137,12 @@ class Reader:
                         with suppress(sqlite3.Error):  # of a connection that has just failed
                             self._connection.execute("rollback")
         except Broken as broken:
+            self._is_broken = True
             with suppress(sqlite3.Error):
                 self._connection.close()
             self._check_files()
-            self._connection = self._connect()
             raise StoreUnavailable(
-                f"{self._path}: it could not be read ({broken.__cause__}); the connection was opened anew"
+                f"{self._path}: it could not be read ({broken.__cause__}); the next read opens another connection"
             ) from broken
         self._check_files()
 

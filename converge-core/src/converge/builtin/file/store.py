@@ -79,9 +79,9 @@ class FileStore(Store):
         with ExitStack() as stack:
             try:
                 await worker.start()
+                stack.callback(wake_ups.close)
                 with translated(path):
                     wake_ups.open()
-                stack.callback(wake_ups.close)
                 with closing(Reader(path)) as reader:  # left before the worker, which tidies up in its turn
                     worker.keep(reader)
                     yield cls(path, options, reader, worker, wake_ups)

@@ -50,11 +50,13 @@ class WakeUps:
         self._sweep()
 
     def close(self) -> None:
-        """Close the sending socket."""
-        if self._sender is not None:
-            self._sender.close()
-            os.close(self._descriptor)
-            self._sender = None
+        """Close what `open` has opened, also where it has failed half way."""
+        sender, self._sender = self._sender, None
+        if sender is not None:
+            sender.close()
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
 
     def tell(self, channels: Collection[Channel]) -> None:
         """Wake one watcher of each channel, if there is one; from any thread."""

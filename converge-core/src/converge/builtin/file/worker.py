@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any
 
@@ -14,7 +15,7 @@ from converge import forks
 from converge.builtin.file._errors import Broken
 from converge.builtin.file.database import Database
 from converge.contracts.store import Batch, Channel, Take, Turned
-from converge.errors import StoreBusy
+from converge.errors import StoreBusy, StoreUnavailable
 from converge.threads import in_own_thread
 
 CLOSE_SEC = 1.0
@@ -118,10 +119,7 @@ class Worker:
         """
         job, jobs = _Job(batches, take, wake, first), self._jobs
         if self._thread is None:
-            self._thread = threading.Thread(
-                target=self._run, args=(jobs, self._kept), name="converge-file", daemon=True
-            )
-            self._thread.start()
+            self._thread = self._started(jobs)
         jobs.put(job)
         with anyio.move_on_after(self._busy_sec):
             await job.event.wait()
@@ -138,6 +136,14 @@ class Worker:
             raise job.error
         assert job.result is not None, "a call that was not given up has a result"
         return job.result
+
+    def _started(self, jobs: SimpleQueue[_Job | None]) -> threading.Thread:
+        thread = threading.Thread(target=self._run, args=(jobs, self._kept), name="converge-file", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:  # the system has none left
+            raise StoreUnavailable(f"{self._path}: {error}; nothing was written, try again") from error
+        return thread
 
     def _leave_behind(self) -> None:
         """Abandon the thread, which waits in the kernel and ends when it gets through; a new one serves from now on."""
@@ -159,7 +165,8 @@ class Worker:
             except Broken as broken:
                 job.error = broken.cause
                 if database is not None:
-                    database.close()
+                    with suppress(Exception):  # of a disk that has just failed: the caller waits for its answer
+                        database.close()
                     database = None
             except BaseException as error:  # handed to the caller, whatever it is
                 job.error = error

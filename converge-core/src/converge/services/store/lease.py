@@ -151,8 +151,13 @@ class Lease:
         self._revision = self._expiry_revision = outcome.revision
         self._deadline = began + self.settings.lease_sec * (1 - MARGIN)
         self._outage.works("renewal")
-        self._thread = threading.Thread(target=self._run, name="converge-lease", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._run, name="converge-lease", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:  # the system has none left
+            await self.close()
+            raise StoreUnavailable(f"nothing would renew the lease: {error}; nothing is held, try again") from error
+        self._thread = thread
 
     async def _write(self) -> Committed:
         process = self._env.process()
