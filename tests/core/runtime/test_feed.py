@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import anyio
+import pytest
 
 from converge import Agent, Node, Pool, Task, TaskState
+from converge.model.place import Found
+from converge.runtime.claiming.slots import Slots
 from converge.testing.fixtures import wait_until
 
 
@@ -75,3 +79,31 @@ async def test_a_node_that_was_full_hears_again_when_a_slot_is_free(tmp_path: Pa
             await node.tasks.result(long)
             await wait_until(lambda: node.feeds[0].hears)
             await _all_are_quick(node)
+
+
+async def test_what_ended_is_told_though_what_its_turn_has_taken_cannot_be_handed_over(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    give, given = Slots.give, list[int]()
+
+    def failing(self: Slots, claims: list[Found]) -> None:
+        given.append(len(claims))
+        if len(given) == 2:
+            raise MemoryError
+        give(self, claims)
+
+    class Quick(Agent):
+        async def on_task(self, task: Task) -> None:
+            """Do nothing."""
+
+    caplog.set_level(logging.CRITICAL)
+    monkeypatch.setattr(Slots, "give", failing)
+    async with Node(poll_sec=0.1) as node:
+        # The first waits, in the turn that takes the second, for what its end frees.
+        tasks = [Task(pool_id="p", ordering_key="k", priority=1), Task(pool_id="p")]
+        await node.pools.create_pool(Pool(id="p"))
+        ids = await node.tasks.submit_many(tasks)
+        await node.spawn(Quick, pool="p")
+        for task_id in ids:
+            assert (await node.tasks.result(task_id, timeout=20)).state == TaskState.COMPLETED
+        assert len(given) > 2, "nothing has failed"

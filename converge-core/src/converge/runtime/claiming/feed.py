@@ -314,10 +314,12 @@ class Feed:
             await self.finishing.finish_slowly(ended)  # one cannot be stored: each by itself, and that one fails
             return 0
         taken = turned.taken
-        if take is not None and isinstance(taken, Taken):
-            self._handle.unsettled[take.tail[0]] = take.to[1]  # until they are in slots, or about to go back
-            self._take_in(take, taken)
-        await self.finishing.sent(plan, turned)
+        try:
+            if take is not None and isinstance(taken, Taken):
+                self._handle.unsettled[take.tail[0]] = take.to[1]  # until they are in slots, or about to go back
+                self._take_in(take, taken)
+        finally:  # whatever becomes of what came, this is how the others ended
+            await self.finishing.sent(plan, turned)
         if self._claims.unread:
             await self._claims.put_unread_away()
         if isinstance(taken, Conflict):
