@@ -10,6 +10,7 @@ import anyio
 from anyio.lowlevel import checkpoint
 
 from converge.contracts.store import LIMITS, Entry, Key, Prefix, Range, Store, check_page
+from converge.services.store.limits import LIMIT
 from converge.services.store.pages import Pages
 
 T = TypeVar("T")
@@ -55,23 +56,36 @@ class Rounds(Generic[T]):
         """
         ask = Ask(request)
         self._waiting.append(ask)
-        await checkpoint()  # who else asks in this step of the loop goes along
-        while not ask.done:
-            async with self._turn:
-                if ask.done:
-                    break
-                some, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
-                try:
-                    with anyio.CancelScope(shield=self._is_whole):
-                        await self._run(some)
-                except Exception as error:
-                    for one in some:
-                        one.error, one.done = (None, one.done) if one.done else (error, True)
-                finally:
-                    self._waiting = [one for one in some if not one.done] + self._waiting
+        try:
+            await checkpoint()  # who else asks in this step of the loop goes along
+            while not ask.done:
+                async with self._turn:
+                    if not ask.done:
+                        await self._next()
+        except BaseException:
+            self._leave(ask)
+            raise
         if ask.error is not None:
             raise ask.error
         return ask.answer
+
+    async def _next(self) -> None:
+        some, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
+        try:
+            with anyio.CancelScope(shield=self._is_whole):
+                await self._run(some)
+        except Exception as error:
+            for one in some:
+                one.error, one.done = (None, one.done) if one.done else (error, True)
+        finally:
+            self._waiting = [one for one in some if not one.done] + self._waiting
+
+    def _leave(self, ask: Ask[T]) -> None:
+        """Ask no longer: who leaves is told that nothing was changed, unless a round has begun with what he asked."""
+        if ask in self._waiting:
+            self._waiting.remove(ask)
+        elif self._is_whole and (limit := LIMIT.get()) is not None:
+            limit.is_written = True
 
 
 class Reads:
