@@ -7,12 +7,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
+import anyio
 import pytest
 
 from converge import Agent, DiscoveryQuery, Message, Node, Pool
 from converge.errors import ConfigError, ConvergeError
 from converge.model.descriptor import open_descriptor, sign_descriptor
+from converge.runtime.network.fetching import Fetcher
+from converge.services.messages.descriptors import Asking, PeerDescriptors
+from converge.services.messages.under_way import Link
 from converge.testing.fixtures import wait_until
 
 POLL_SEC = 0.05
@@ -195,3 +200,33 @@ async def test_a_sender_that_is_not_pinned_is_refused_where_trust_says_so() -> N
             await second.ask(there.id, "hello", sender=here.id)
         first.registry.pin(here.id)
         assert await second.ask(there.id, "hello", sender=here.id) == f"hello from {here.id}"
+
+
+async def test_what_a_node_has_told_that_is_given_up_meanwhile_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    told, gate, ended = anyio.Event(), anyio.Event(), anyio.Event()
+    ask, once = Asking.ask, Fetcher._try
+
+    async def slow(self: Asking, link: Link, known: PeerDescriptors | None, **options: Any) -> PeerDescriptors | None:
+        answer = await ask(self, link, known, **options)
+        if options["is_back"]:
+            told.set()
+            await gate.wait()  # as long as its descriptors are verified, a few at a time
+        return answer
+
+    async def to_its_end(self: Fetcher, name: str, source: Any, link: Link | None) -> None:
+        await once(self, name, source, link)
+        if link is not None:
+            ended.set()
+
+    monkeypatch.setattr(Asking, "ask", slow)
+    monkeypatch.setattr(Fetcher, "_try", to_its_end)
+    async with node("local:first") as first:
+        async with node("local:second", "local:first") as second:
+            (there,) = await second.spawn(Quiet)
+            await told.wait()
+        assert first.network.links is not None
+        await wait_until(lambda: not first.network.links, timeout=PATIENCE_SEC, what="the connection has ended")
+        await first.discovery.refresh()
+        gate.set()
+        await ended.wait()
+        assert there.id not in await names(first)

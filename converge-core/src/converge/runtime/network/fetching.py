@@ -56,7 +56,7 @@ class _Source:
         self.known: PeerDescriptors | None = None
         self.agents: set[str] = set()
         self.answered = self.asked = now
-        self.is_failing = self.is_asked = False
+        self.is_failing = self.is_asked = self.is_left = False
         self.done = anyio.Event()
         self.cost = 0
 
@@ -93,7 +93,7 @@ class Fetcher:
     def _want(self, endpoints: Iterable[str]) -> None:
         wanted = dict.fromkeys(one for one in endpoints if one not in self._own)
         for endpoint in self._endpoints.keys() - wanted.keys():
-            self._forget(self._endpoints.pop(endpoint))
+            self._leave(self._endpoints.pop(endpoint))
         for endpoint in wanted:
             if endpoint not in self._endpoints:
                 self._endpoints[endpoint] = _Source(self._env.monotonic())
@@ -102,7 +102,7 @@ class Fetcher:
         """Ask all, each once at a time; wait for those of the list, but for none too long."""
         old = self._env.monotonic() - self._patience_sec
         for link in [link for link, source in self._askers.items() if link.is_closed or source.asked < old]:
-            self._forget(self._askers.pop(link))
+            self._leave(self._askers.pop(link))
         for link, source in self._askers.items():
             self._begin(f"node {node_name(link.peer)}", source, link)
         events = [self._begin(endpoint, source, None) for endpoint, source in self._endpoints.items()]
@@ -141,6 +141,8 @@ class Fetcher:
         finally:
             source.is_asked = False
             source.done.set()
+            if source.is_left:  # while it told of its agents
+                self._forget(source)
 
     async def _ask(self, source: _Source, link: Link, *, is_back: bool) -> None:
         most = ASKER_BYTES if is_back else None
@@ -190,6 +192,11 @@ class Fetcher:
             )
             return None
         return descriptor
+
+    def _leave(self, source: _Source) -> None:
+        """Ask it no more."""
+        source.is_left = True
+        self._forget(source)
 
     def _forget(self, source: _Source) -> None:
         gone, source.agents, source.known = source.agents, set(), None
