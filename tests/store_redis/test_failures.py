@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -33,6 +34,7 @@ from converge.testing.servers import free_port, redis_server
 from converge.testing.store import Cut
 from converge_store_redis import RedisOptions, RedisStore
 from converge_store_redis._errors import of_call
+from converge_store_redis.connect import Connector
 from converge_store_redis.connection import Connection
 from converge_store_redis.place import Address
 
@@ -349,6 +351,55 @@ async def test_a_server_that_never_answers_is_given_up_on() -> None:
                 f"redis://127.0.0.1:{port}/0", RedisOptions(connect_timeout_sec=0.2, timeout_sec=0.2)
             ):
                 pass
+
+
+@pytest.mark.parametrize("ends", [True, False])
+async def test_a_server_that_ends_or_falls_silent_when_a_database_is_chosen_is_told_and_left(ends: bool) -> None:
+    opened = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal opened
+        opened += 1
+        await reader.readuntil(b"HELLO")
+        writer.write(b"%1\r\n$4\r\nrole\r\n$6\r\nmaster\r\n")
+        await reader.readuntil(b"SELECT")
+        if not ends:
+            while await reader.read(64):
+                """It says no more until the other side has gone."""
+        writer.close()
+        opened -= 1
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        with anyio.fail_after(30), pytest.raises(StoreUnavailable, match="cannot be reached"):
+            async with RedisStore.open(f"redis://127.0.0.1:{port}/1", RedisOptions(connect_timeout_sec=0.5)):
+                raise AssertionError("it has answered nothing")
+        await wait_until(lambda: not opened, what="the connection has ended")
+
+
+async def test_a_caller_that_leaves_while_a_database_is_chosen_leaves_no_connection() -> None:
+    chosen, left = anyio.Event(), anyio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"HELLO")
+        writer.write(b"%1\r\n$4\r\nrole\r\n$6\r\nmaster\r\n")
+        await reader.readuntil(b"SELECT")
+        chosen.set()
+        while await reader.read(64):
+            """It says no more until the other side has gone."""
+        left.set()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server, anyio.create_task_group() as group:
+        port = server.sockets[0].getsockname()[1]
+        connector = Connector(f"redis://127.0.0.1:{port}/1", RedisOptions())
+        group.start_soon(connector.call, "PING")
+        await chosen.wait()
+        group.cancel_scope.cancel()
+        with anyio.CancelScope(shield=True), anyio.fail_after(30):
+            await left.wait()
 
 
 async def test_task_and_state_are_not_scanned(store: RedisStore) -> None:

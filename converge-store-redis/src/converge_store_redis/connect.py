@@ -193,13 +193,7 @@ class Connector:
         return await self.connect()
 
     async def _dial(self, to: Address, on_push: Callable[[list[Any]], None] | None = None) -> Connection:
-        connection = await self._greet(to, self._credentials.of_server, on_push)
-        if self.place.database:
-            answer = await connection.ask("SELECT", self.place.database)
-            if isinstance(answer, ReplyError):
-                connection.close()
-                raise _errors.of_answer(answer, str(to), writes=False)
-        return connection
+        return await self._greet(to, self._credentials.of_server, on_push, self.place.database)
 
     async def _dial_sentinel(self, to: Address) -> Connection:
         return await self._greet(to, self._credentials.of_sentinel, None)
@@ -209,11 +203,12 @@ class Connector:
         to: Address,
         credentials: Callable[[], tuple[str, str]],
         on_push: Callable[[list[Any]], None] | None,
+        database: int = 0,
     ) -> Connection:
-        """Connect and authenticate; once more if the password was just changed."""
+        """Connect, authenticate, once more if the password was just changed, and choose the database."""
         if self.place.is_tls and self._context is None:
             self._context = tls_context(self._options)
-        connection = None
+        connection, role = None, b"master"
         try:
             async with asyncio.timeout(self._options.connect_timeout_sec):
                 connection = await Connection.open(to, self._context, on_push)
@@ -222,6 +217,9 @@ class Connector:
                 while (user := credentials()) != used and (used is None or isinstance(answer, ReplyError)):
                     used = user
                     answer = await connection.ask(*_hello(*user, f"converge:{self._options.network}"))
+                if not isinstance(answer, ReplyError):
+                    role = answer.get(b"role", role)  # a sentinel has none
+                    answer = await connection.ask("SELECT", database) if database else answer
         except (OSError, HiredisError) as error:
             if connection is not None:
                 connection.close()
@@ -233,7 +231,7 @@ class Connector:
         if isinstance(answer, ReplyError):
             connection.close()
             raise _errors.of_answer(answer, str(to), writes=False)
-        connection.role = answer.get(b"role", b"master").decode()  # a sentinel has none
+        connection.role = role.decode()
         return connection
 
     def _look(self) -> None:
