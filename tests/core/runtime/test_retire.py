@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
 
-from converge import Agent, DiscoveryQuery, Message, Node, Task, TaskState
+from converge import Agent, DiscoveryQuery, MemoryStore, Message, Node, Task, TaskManager, TaskState
 from converge.contracts.discovery import Sighting
 from converge.errors import Dropped, InvalidValue, Undeliverable
 from converge.services.discovery.sightings import StoreSightings
@@ -251,3 +253,28 @@ async def test_an_agent_that_retires_while_others_are_published_for_long_is_list
         assert listed == [two.id] == list(node.network.announced.signed)
         await node.network.publish_again()
         assert listed == [found.id for found in await node.discovery.query(query, refresh_from_store=True)]
+
+
+@pytest.mark.parametrize("is_alone", [True, False])
+async def test_a_discovery_that_fails_in_its_own_way_at_the_end_cuts_no_handler_short(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, is_alone: bool
+) -> None:
+    tried = anyio.Event()
+
+    async def fail(self: StoreSightings, ids: Sequence[str]) -> None:
+        tried.set()
+        raise RuntimeError("its socket is closed")
+
+    caplog.set_level(logging.CRITICAL)
+    monkeypatch.setattr(StoreSightings, "withdraw", fail)
+    async with MemoryStore.open() as store:
+        async with Node(store=store, grace_sec=30.0) as node, anyio.create_task_group() as group:
+            (one,) = await node.spawn(Worker, pool="p")
+            task_id = await node.tasks.submit(Task(pool_id="p"))
+            await one.begun.wait()
+            group.start_soon(partial(node.retire, one) if is_alone else node.stop)
+            await tried.wait()
+            assert not one.said
+            one.gate.set()
+        assert one.said == ["stopped"]
+        assert (await TaskManager(store).get(task_id)).result == one.id

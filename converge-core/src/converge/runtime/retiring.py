@@ -73,3 +73,5 @@ async def _withdraw(parts: Parts, agent: Hosted) -> None:
             await parts.network.withdraw_one(agent)
     except (StoreError, LeaseEnded) as error:
         log.warning("the descriptor of agent %.16s could not be withdrawn, it ends with the lease: %s", agent.id, error)
+    except Exception:  # of a plugin's: the agent ends all the same
+        log.exception("the descriptor of agent %.16s could not be withdrawn, which nothing expected", agent.id)
