@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 import pytest
 
-from converge.contracts.store import Batch
+from converge.contracts.store import Batch, Committed
 from converge.errors import NoSuchPool, PoolClosed
 from converge.machines.breaker import Breaker
 from converge.machines.task import TaskState
@@ -229,11 +229,12 @@ async def _are_listed(node: Node, agents: list[str]) -> bool:
 async def _end(node: Node, lease_id: bytes) -> None:
     """What a reaper of another process does with a lease that was not renewed."""
 
-    (entry,) = await node.store.get([LEASE(lease_id)])
-    assert entry is not None
-    await node.store.commit(
-        [Batch([(entry.key, entry.revision)], [(DEAD(lease_id), b"")], [entry.key, EXPIRY(lease_id)])]
-    )
+    outcome: object = None
+    while not isinstance(outcome, Committed):  # the node may write its record anew meanwhile
+        (entry,) = await node.store.get([LEASE(lease_id)])
+        assert entry is not None
+        batch = Batch([(entry.key, entry.revision)], [(DEAD(lease_id), b"")], [entry.key, EXPIRY(lease_id)])
+        (outcome,) = await node.store.commit([batch])
 
 
 async def test_an_agent_that_joined_and_then_did_not_start_is_forgotten_when_others_rejoin(
