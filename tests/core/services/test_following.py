@@ -15,6 +15,7 @@ from converge.model.pool import Pool
 from converge.model.task import Task
 from converge.services.durable.manager import TaskManager
 from converge.services.pools import PoolManager
+from converge.testing._store.outages import Outages, OutageStore
 from converge.testing._task.base import POOL, another
 from converge.testing._task.durable import begun
 from converge.testing.fixtures import wait_until
@@ -78,3 +79,19 @@ async def test_a_reader_that_leaves_takes_its_key_along() -> None:
             group.cancel_scope.cancel()
         await reader.aclose()
         assert await one.store.count([READER()]) == [0]
+
+
+async def test_who_follows_no_more_is_not_deaf() -> None:
+    outages = Outages()
+    outages.is_deaf = True
+    async with another(OutageStore(outages)) as one:
+        await one.pools.create_pool(Pool(id=POOL))
+        reader = one.tasks.watch((await begun(one)).task.id)
+        await anext(reader)
+        deaf = one.tasks._handle.watch_outage
+        async with anyio.create_task_group() as group:
+            group.start_soon(anext, reader)
+            await wait_until(lambda: deaf.since is not None, timeout=30)
+            group.cancel_scope.cancel()
+        assert deaf.since is None
+        await reader.aclose()

@@ -42,7 +42,6 @@ class LaneWatch:
         """Stop listening: a wake-up reaches one watcher, and another process may have a free slot."""
         if self._scope is not None:
             self._scope.cancel()
-            self._handle.watch_outage.left(self._part)
         self._scope, self._channels = None, []
 
     async def left(self) -> None:

@@ -197,7 +197,6 @@ async def ticks(handle: StoreHandle, poll_sec: float) -> AsyncIterator[None]:
                     await event.wait()
         except GeneratorExit:  # the group would wrap it
             group.cancel_scope.cancel()
-            handle.watch_outage.left("agents")
 
 
 def write_sighting(sighting: Sighting) -> bytes:

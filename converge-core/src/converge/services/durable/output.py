@@ -109,7 +109,6 @@ class Following:
 
     async def aclose(self) -> None:
         """Stop wake-ups for output; without this call they expire by themselves."""
-        self._handle.watch_outage.left(PART)
         if self._until == float("-inf"):
             return
         with anyio.move_on_after(1.0, shield=True):

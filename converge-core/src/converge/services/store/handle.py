@@ -175,19 +175,22 @@ class StoreHandle:
 
         Args:
             channels: What is watched.
-            part: Who watches, for the log of outages; `watch_outage.left(part)` is the caller's.
+            part: Who watches, for the log of outages; who watches no more is not deaf.
             on_wake: Called once for several wake-ups that come together.
             pause_sec: How long to wait before a watch that failed is begun again; the caller polls meanwhile.
         """
-        while True:
-            try:
-                async with aclosing(self.store.watch(channels)) as watch:  # type: ignore[type-var]  # every watch is an async generator
-                    async for _ in watch:
-                        self.watch_outage.works(part)
-                        on_wake()
-            except StoreError as error:
-                self.watch_outage.failed(part, error)
-            await anyio.sleep(pause_sec)
+        try:
+            while True:
+                try:
+                    async with aclosing(self.store.watch(channels)) as watch:  # type: ignore[type-var]  # every watch is an async generator
+                        async for _ in watch:
+                            self.watch_outage.works(part)
+                            on_wake()
+                except StoreError as error:
+                    self.watch_outage.failed(part, error)
+                await anyio.sleep(pause_sec)
+        finally:
+            self.watch_outage.left(part)
 
     async def let_go(self) -> None:
         """Let the next caller open another lease, once the ended one's holder was told. A node does so itself."""

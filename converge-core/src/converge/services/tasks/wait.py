@@ -94,7 +94,6 @@ class Results:
         finally:
             self._has_leader = False
             self._handle.outage.left("results")
-            self._handle.watch_outage.left("results")
 
     def _hand_over(self) -> None:
         """Make another waiter the leader; `wait` calls this again if that one leaves instead."""
