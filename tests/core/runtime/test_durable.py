@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import pytest
@@ -15,6 +15,7 @@ from converge.errors import (
     CalledOff,
     ChildFailed,
     HandlerFailed,
+    InvalidValue,
     NoHandler,
     NoSuchTask,
     NotRunning,
@@ -503,6 +504,14 @@ async def test_an_ask_that_no_agent_can_answer_says_what_is_missing() -> None:
             await node.agent("a", pool="p").ask("x", timeout=0.1)
     with pytest.raises(NoHandler, match="AtOnce answers for no virtual agents: it has no on_ask"):
         AtOnce().on_ask(None, "x")
+
+
+async def test_an_ask_with_a_timeout_that_is_none_sends_nothing() -> None:
+    async with running(AtOnce) as node:
+        for timeout in (-1, float("nan"), "1"):
+            with pytest.raises(InvalidValue, match="timeout"):
+                await node.agent("a", pool="p").ask("x", timeout=cast(float, timeout))
+        assert not await node.tasks.list(pool_id="p")
 
 
 class Paused(Agent):

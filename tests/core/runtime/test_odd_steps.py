@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from converge import Agent, MemoryStore, Node, Pool, Task
-from converge.errors import ChildFailed, NoRetry, NotRunning, StepFailed
+from converge.errors import ChildFailed, NoRetry, NotRunning, StepConflict, StepFailed
 from converge.runtime.attempts.names import STEP_NAME, Names
 
 CALLS: list[str] = []
@@ -131,6 +131,34 @@ def test_what_an_older_release_has_recorded_within_a_step_is_found() -> None:
         STEP_NAME.reset(token)
     assert found == [".inner", ".inner#2", ".outer/inner#3", ".outer/later"]
     assert names.label(".", "inner") == ".inner#3"
+
+
+async def test_a_step_is_not_given_what_one_within_another_has_returned(node: Node) -> None:
+    async def works(task: Task) -> Any:
+        async def outer() -> Any:
+            return await task.step("inner", lambda: "inner")
+
+        inner = await task.step("outer", outer)
+        return [inner, await task.step("outer/inner", lambda: "another")]
+
+    task = await ended(node, works, "p", max_attempts=1)
+    assert "outer/inner" in task.error and 'in step "outer" and in no step' in task.error, [task.result, task.error]
+
+
+@pytest.mark.parametrize("first", ["", "outer", "outer/inner"])
+def test_what_is_called_in_two_steps_may_not_have_one_name(first: str) -> None:
+    names = Names("task", set())
+    calls = {"": "outer/inner/last", "outer": "inner/last", "outer/inner": "last"}
+    for step, name in ((first, calls.pop(first)), *calls.items()):
+        token = STEP_NAME.set(step)
+        try:
+            if step == first:
+                assert names.label(".", name) == ".outer/inner/last"
+            else:
+                with pytest.raises(StepConflict, match="without /"):
+                    names.label(".", name)
+        finally:
+            STEP_NAME.reset(token)
 
 
 async def raises_in_group(error: Exception) -> None:

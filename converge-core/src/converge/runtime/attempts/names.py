@@ -32,6 +32,7 @@ class Names:
         self._task_id, self._recorded = task_id, recorded
         self._counts: dict[str, dict[str, int]] = {}  # of each step, "" where none runs
         self._open: set[str] = set()
+        self._within: dict[str, str] = {}  # of each label with a slash, the step that what it names is called in
         self._calls: dict[str, Calls] = {}
         self.called: set[str] = set()
         """The labels that the attempt has come to."""
@@ -41,7 +42,8 @@ class Names:
 
         Raises:
             InvalidName: It is not a valid name.
-            StepConflict: One of this name is under way, so that nothing says which of them a later attempt would mean.
+            StepConflict: One of this name is under way, so that nothing says which of them a later attempt would mean;
+                or what another step calls has this name, with its step's before it.
         """
         if not is_valid_name(name):
             raise InvalidName(KINDS.get(kind, "step"), name, NAME)
@@ -50,6 +52,11 @@ class Names:
         if label in self._open:
             raise StepConflict(
                 f'task {self._task_id}: step "{name}" is under way; name steps that run at once apart: "{name}:2"'
+            )
+        if "/" in label and (other := self._within.setdefault(label, step)) != step:
+            raise StepConflict(
+                f'task {self._task_id}: "{label[1:]}" names what is called in {_shown(other)} and in {_shown(step)}; '
+                f"name one of them without /, which stands between the name of a step and what it calls"
             )
         label = self._next(step, label)
         if step and label not in self._recorded:
@@ -107,6 +114,10 @@ class Names:
     def end(self, label: str) -> None:
         """Note that it is no longer in progress."""
         self._open.discard(NUMBERED.sub("", label))
+
+
+def _shown(step: str) -> str:
+    return f'step "{step}"' if step else "no step"
 
 
 def _short(name: str) -> str:

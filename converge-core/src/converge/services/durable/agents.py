@@ -17,7 +17,7 @@ from converge.model.keys import ACTOR, NAME, Key, fits
 from converge.model.task import DURABLE, Task
 from converge.services.durable.manager import TaskManager
 from converge.services.store.handle import StoreHandle
-from converge.services.store.limits import timed
+from converge.services.store.limits import checked_timeout, timed
 
 ASKS = "converge.asks"
 """The capability that agents with `on_ask` have, and the type of the tasks that carry messages to virtual agents."""
@@ -78,8 +78,10 @@ class AgentRef:
             AskCycle: It waits itself, perhaps by way of others, for what asks it.
             HandlerFailed: Its handler raised, in each attempt; its state is as before.
             ResultTimeout: There was no answer in time.
+            InvalidValue: The timeout is no number of seconds; nothing was sent.
         """
         _, pool, key = self._place
+        checked_timeout(timeout)  # before the message is stored
         chain = tuple(ANSWERING.get())
         if (pool, key) in chain:
             names = [f"{one} of pool {other}" for other, one in chain]
