@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Sequence
+from contextvars import Context
 from functools import partial
 from pathlib import Path
+from types import CodeType, FrameType, FunctionType, ModuleType
 from typing import Any
 
 import anyio
 import pytest
 
 from converge import Agent, DiscoveryQuery, MemoryStore, Message, Node, Task, TaskManager, TaskState
+from converge.builtin.memory.core import Core
 from converge.contracts.discovery import Sighting
 from converge.errors import Dropped, InvalidValue, Undeliverable
+from converge.machines.breaker import Breaker
 from converge.services.discovery.sightings import StoreSightings
 from converge.testing.fixtures import wait_until
 
@@ -278,3 +283,56 @@ async def test_a_discovery_that_fails_in_its_own_way_at_the_end_cuts_no_handler_
             one.gate.set()
         assert one.said == ["stopped"]
         assert (await TaskManager(store).get(task_id)).result == one.id
+
+
+class Acts(Agent):
+    """Acts in each handler, and rests once."""
+
+    breaker = Breaker(on=(ConnectionError,), failures=1, rest_sec=0.1)
+
+    async def on_task(self, task: Task) -> None:
+        await self.send(self.id, "acted")
+        if task.attempts == 1:
+            raise ConnectionError("away")
+
+    async def on_message(self, message: Message) -> object:
+        return message.payload
+
+
+NOT_OF_A_NODE = (
+    type | ModuleType | FunctionType | CodeType | FrameType | logging.Logger | Context | Core | StoreSightings
+)
+"""What is not looked into: the memory store among it, which has its keys longer than their entries, what tells readers
+of the last changes, a bounded number, and the context in which a task of the node itself was begun.
+"""
+
+
+def kept_of(agent_id: str, node: Node) -> list[str]:
+    """Return where a node's memory has an agent's id."""
+    seen, todo, found = set[int](), list[tuple[object, str]]([(node, "node")]), []
+    while todo:
+        one, path = todo.pop()
+        if id(one) in seen or isinstance(one, NOT_OF_A_NODE):
+            continue
+        seen.add(id(one))
+        if isinstance(one, str) and one == agent_id:
+            found.append(path)
+        elif not isinstance(one, str | bytes | int | float):
+            within = path if isinstance(one, dict | list | tuple | set) else f"{path} > {type(one).__name__}"
+            # The collector does not look at the keys of a dictionary that are all text.
+            todo += [(other, within) for other in (*gc.get_referents(one), *(one if isinstance(one, dict) else ()))]
+    return found
+
+
+async def test_a_node_keeps_nothing_of_agents_that_have_ended() -> None:
+    async with Node(store=MemoryStore(), poll_sec=0.1, grace_sec=5.0) as node:
+        (asker,) = await node.spawn(Acts, pool="others")
+        (agent,) = await node.spawn(Acts, pool="p")
+        id_ = await node.tasks.submit(Task(pool_id="p", max_attempts=2, retry_delay_sec=0.0))
+        await node.tasks.result(id_, timeout=30)
+        assert await asker.ask(agent.id, "x") == "x"
+        agent_id = agent.id
+        assert kept_of(agent_id, node)
+        await node.retire(agent)
+        del agent
+        await wait_until(lambda: kept_of(agent_id, node) == [], timeout=30)

@@ -54,7 +54,8 @@ async def retire(parts: Parts, agent: Hosted, grace_sec: float) -> None:
         await _until(has_ended, RELEASE_SEC)
         with anyio.move_on_after(max(ON_STOP_SEC, until - anyio.current_time())):
             await stop_all(parts.boundary, [agent])
-        groups.supervision.forget(agent)
+        groups.forget(agent)
+        parts.executor.forget(agent.id)
         parts.network.hush([agent])
         with anyio.move_on_after(RELEASE_SEC):
             await groups.withdraw([agent])

@@ -176,6 +176,10 @@ class Executor:
         account = self._accounts.get(agent_id)
         return {} if account is None else account.tallies
 
+    def forget(self, agent_id: str) -> None:
+        """Keep nothing of an agent that has ended."""
+        self._accounts.pop(agent_id, None)
+
     async def execute(self, agent: Hosted, decision: object) -> Any:
         """Carry out the agent's decision; return its result.
 

@@ -53,7 +53,9 @@ class Groups:
         self._share: dict[str, int] = {}
         # Agent: handlers that run in slots which were taken away: they count against its concurrency.
         self._owed: dict[str, int] = {}
+        # Agent: the number of its rest, or of what ended one; a rest whose number is another's gives it no slots.
         self._rests: dict[str, int] = {}
+        self._rest_number = 0
         self._lock = anyio.Lock()
         self.supervision = Supervision(basis.env, self.rest, self.closed, self._ended)
 
@@ -83,11 +85,17 @@ class Groups:
 
     def retire(self, agent: Hosted) -> None:
         """Remove an agent for good: it claims nothing more, and its running tasks continue."""
-        self._rests[agent.id] = self._rests.get(agent.id, 0) + 1  # a rest that ends gives it no slots
+        self._rests.pop(agent.id, None)
         before = self._keys.pop(agent.id, None)
         if before is not None:
             self._take_out(agent, before)
         self._agents.pop(agent.id, None)
+
+    def forget(self, agent: Hosted) -> None:
+        """Keep nothing of an agent that has ended."""
+        self.supervision.forget(agent)
+        self._rests.pop(agent.id, None)
+        self._share.pop(agent.id, None)
 
     def is_busy(self, agent: Hosted, own: Found | None) -> bool:
         """Return whether tasks of an agent that was taken out still run, but its `own`, whose handler asks."""
@@ -153,7 +161,7 @@ class Groups:
 
     def rest(self, agent: Hosted, rest_sec: float, is_trial: bool) -> None:
         """Keep the agent's slots idle for a while, so that others take the work; then use one, or all."""
-        number = self._rests[agent.id] = self._rests.get(agent.id, 0) + 1
+        number = self._numbered(agent)
         self._set_share(agent, 0)
         self._boundary.background.errand(self._resume, agent, rest_sec, 1 if is_trial else agent.concurrency, number)
         if is_trial:
@@ -161,10 +169,14 @@ class Groups:
 
     def closed(self, agent: Hosted) -> None:
         """Give the agent all its slots again."""
-        # A rest that is about to end leads to no trial any more.
-        self._rests[agent.id] = self._rests.get(agent.id, 0) + 1
+        self._numbered(agent)  # a rest that is about to end leads to no trial any more
         self._set_share(agent, agent.concurrency)
         self._boundary.background.errand(self._note_rest, agent, 0.0)
+
+    def _numbered(self, agent: Hosted) -> int:
+        self._rest_number += 1
+        self._rests[agent.id] = self._rest_number
+        return self._rest_number
 
     async def _note_rest(self, agent: Hosted, rest_sec: float) -> None:
         """Let listings show that the agent rests, or works again."""

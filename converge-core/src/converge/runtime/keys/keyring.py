@@ -174,8 +174,9 @@ class Keyring:
         return identities
 
     def give_back(self, agent_ids: Iterable[str]) -> None:
-        """Release these keys for other processes, if they are kept."""
+        """Release these keys for other processes, if they are kept, and forget their agents, which have ended."""
         for agent_id in agent_ids:
+            self._last.pop(agent_id, None)
             kept = self._kept.pop(agent_id, None)
             if kept is not None:
                 kept.close()
