@@ -55,6 +55,21 @@ async def test_others_run_while_much_is_read(store: Store, monkeypatch: pytest.M
         group.cancel_scope.cancel()
 
 
+async def test_nobody_has_a_turn_before_the_first_page(store: Store) -> None:
+    """Most lists have one page: who reads it is not made to wait, wherever it begins."""
+    await members(store, 5)
+    has_run = anyio.Event()
+
+    async def run_beside() -> None:
+        has_run.set()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(run_beside)
+        async for _ in Pages(store, MEMBER("p"), after=("agent02",)):
+            break
+        assert not has_run.is_set()
+
+
 async def test_the_pages_begin_after_a_rest(store: Store) -> None:
     names = await members(store, 5)
     assert [names_of(list(page)) async for page in Pages(store, MEMBER("p"), after=("agent02",))] == [names[3:]]

@@ -25,11 +25,11 @@ class Pages:
         is_last: Whether the last page was the end, so that another one need not be asked for.
     """
 
-    __slots__ = ("_prefix", "_size", "_store", "after", "is_last")
+    __slots__ = ("_is_begun", "_prefix", "_size", "_store", "after", "is_last")
 
     def __init__(self, store: Store, prefix: Prefix, *, after: Rest | None = None, size: int = LIMITS.keys) -> None:
         self._store, self._prefix, self._size = store, prefix, size
-        self.after, self.is_last = after, False
+        self.after, self.is_last, self._is_begun = after, False, False
 
     def __aiter__(self) -> Self:
         return self
@@ -42,7 +42,7 @@ class Pages:
         """
         if self.is_last:
             raise StopAsyncIteration
-        if self.after is not None:
+        if self._is_begun:
             await checkpoint()  # a store that answers at once never waits: others run, and whoever asks is cancelled
         page = await self.read()
         if not page:
@@ -55,7 +55,7 @@ class Pages:
         Raises:
             StoreError: As `Store.scan`; the same page is read next.
         """
-        after = self.after  # two who share the pages may read at once
+        self._is_begun, after = True, self.after  # two who share the pages may read at once
         (page,) = await self._store.scan([Range(self._prefix, after, self._size)])
         check_page(page, self._prefix, after)
         if page:
