@@ -12,7 +12,7 @@ import anyio
 import pytest
 
 from converge import Agent, Node, Task, TaskState
-from converge.contracts.store import Batch, Range
+from converge.contracts.store import Batch, Range, Take
 from converge.errors import CalledOff
 from converge.ids import id_bytes
 from converge.model.keys import HELD, KEPT, LATER, READY, SIGNAL, SIGNALS, STATE, STEP, TASK
@@ -87,14 +87,24 @@ async def test_many_signals_at_once_to_one_task_take_few_commits(
 ) -> None:
     async with running(place, Waits) as node:
         (id_,) = await parked(node, 1, signals=199)
-        commit, commits = node.store.commit, list[int]()
+        commits = list[int]()
 
-        async def counted(batches: Sequence[Batch], **more: Any) -> Any:
+        commit, turn = node.store.commit, node.store.turn
+
+        def count(batches: Sequence[Batch]) -> None:
             signals = sum(key[0] is SIGNAL for batch in batches for key, _ in batch.puts)
             commits.extend([signals] if signals else [])
+
+        async def counted(batches: Sequence[Batch], **more: Any) -> Any:
+            count(batches)
             return await commit(batches, **more)
 
+        async def counted_beside_take(batches: Sequence[Batch], take: Take | None, **more: Any) -> Any:
+            count(batches if take is not None else ())  # without one it is how some stores commit
+            return await turn(batches, take, **more)
+
         monkeypatch.setattr(node.store, "commit", counted)
+        monkeypatch.setattr(node.store, "turn", counted_beside_take)
         async with anyio.create_task_group() as group:
             for number in range(200):
                 group.start_soon(node.tasks.signal, id_, "last" if number == 199 else "go", number)
