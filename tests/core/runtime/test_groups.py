@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from typing import Any
 
 import anyio
@@ -211,7 +212,7 @@ async def test_after_a_lost_lease_agents_are_back_in_the_pools_that_ask_for_a_se
             agents = {"s": sorted(one.id for one in started), "t": [joined.id], "p": [joined.id]}
             for pool_id, ids in agents.items():
                 await wait_until(
-                    lambda pool_id=pool_id, ids=ids: _are_members(node, pool_id, ids),  # type: ignore[misc]
+                    partial(_are_members, node, pool_id, ids),
                     what="all are members again",
                 )
                 assert await run(node, pool_id, 5) <= set(ids)
@@ -289,7 +290,7 @@ async def test_an_agent_that_retires_while_others_rejoin_keeps_none_of_them_away
             gate.set()
             for pool_id in ("p", "q"):
                 await wait_until(
-                    lambda pool_id=pool_id: _are_members(node, pool_id, [stays.id]),  # type: ignore[misc]
+                    partial(_are_members, node, pool_id, [stays.id]),
                     what="the other is a member again, alone",
                 )
             await wait_until(lambda: node.health().is_ready, what="the lease is no longer lost")
