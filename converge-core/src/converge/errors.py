@@ -143,7 +143,7 @@ class WrongNodeState(InputError):
 
 
 class StepConflict(InputError):
-    """Two steps have one name, at once or by a slash in it, so a later attempt could not tell them apart."""
+    """Two steps with the same name run at once, so a later attempt could not tell them apart."""
 
 
 class TooManyRecords(InputError):

@@ -10,8 +10,9 @@ import anyio
 import pytest
 
 from converge import Agent, MemoryStore, Node, Pool, Task
-from converge.errors import ChildFailed, NoRetry, NotRunning, StepConflict, StepFailed
+from converge.errors import ChildFailed, NoRetry, NotRunning, StepFailed
 from converge.runtime.attempts.names import STEP_NAME, Names
+from converge.services.durable.limits import NAME_CHARS, WITHIN
 
 CALLS: list[str] = []
 KEPT: dict[str, Callable[[Task], Any]] = {}
@@ -122,43 +123,69 @@ async def test_a_name_within_one_step_is_not_that_within_another(node: Node, poo
     assert task.result == [[value, spawned[value], "child"] for value in "ab"], task.error
 
 
-def test_what_an_older_release_has_recorded_within_a_step_is_found() -> None:
-    names = Names("task", {".inner", ".inner#2", ".outer/later"})
-    token = STEP_NAME.set("outer")
-    try:
-        found = [names.label(".", name) for name in ("inner", "inner", "inner", "later")]
-    finally:
-        STEP_NAME.reset(token)
-    assert found == [".inner", ".inner#2", ".outer/inner#3", ".outer/later"]
-    assert names.label(".", "inner") == ".inner#3"
-
-
 async def test_a_step_is_not_given_what_one_within_another_has_returned(node: Node) -> None:
+    """Not in the first attempt, nor in one that begins again between them."""
+
     async def works(task: Task) -> Any:
         async def outer() -> Any:
             return await task.step("inner", lambda: "inner")
 
         inner = await task.step("outer", outer)
+        fails_once()
         return [inner, await task.step("outer/inner", lambda: "another")]
 
-    task = await ended(node, works, "p", max_attempts=1)
-    assert "outer/inner" in task.error and 'in step "outer" and in no step' in task.error, [task.result, task.error]
+    task = await ended(node, works, max_attempts=2)
+    assert (task.result, task.attempts) == (["inner", "another"], 2), task.error
 
 
-@pytest.mark.parametrize("first", ["", "outer", "outer/inner"])
-def test_what_is_called_in_two_steps_may_not_have_one_name(first: str) -> None:
-    names = Names("task", set())
-    calls = {"": "outer/inner/last", "outer": "inner/last", "outer/inner": "last"}
-    for step, name in ((first, calls.pop(first)), *calls.items()):
+async def test_a_step_within_another_is_not_given_what_one_beside_it_has_returned(node: Node) -> None:
+    async def works(task: Task) -> Any:
+        async def outer() -> Any:
+            fails_once()
+            return await task.step("inner", lambda: "inner")
+
+        if task.attempts == 1:
+            await task.step("inner", lambda: "beside")
+        inner = await task.step("outer", outer)
+        return [inner, await task.step("inner", lambda: "beside again")]
+
+    task = await ended(node, works, max_attempts=2)
+    assert (task.result, task.attempts) == (["inner", "beside"], 2), task.error
+
+
+async def test_a_wait_is_not_given_what_came_for_one_whose_names_read_alike(node: Node) -> None:
+    async def works(task: Task) -> Any:
+        came = await task.wait_for("a|b") if task.attempts == 1 else None
+        fails_once()
+        return [came, await task.wait_for("a", "b")]
+
+    KEPT["handler"] = works
+    id_ = await node.tasks.submit(Task(pool_id="p", type="handler", max_attempts=2))
+    for name in ("a|b", "b"):
+        await node.tasks.signal(id_, name, f"for {name}")
+    task = await node.tasks.result(id_, timeout=30)
+    assert (task.result, task.attempts) == ([None, ["b", "for b"]], 2), task.error
+
+
+LONG = "n" * NAME_CHARS
+CALLED = [
+    (step, *names)
+    for step in ("", "a", f"a{WITHIN}b", "a#2", LONG, f"{LONG[:-1]}m")
+    for names in (["b"], ["a"], ["a", "b"], ["a|b"], ["b/c"], ["a/b"], [LONG], [LONG, LONG], [LONG, "b"])
+]
+
+
+def test_no_two_calls_have_one_label() -> None:
+    """Whatever step they are in, whatever names they have: of any two the later one has a record of its own."""
+    labels: list[str] = []
+    for step, *called in CALLED:
+        names = Names("task")  # an attempt that comes to this call only
         token = STEP_NAME.set(step)
         try:
-            if step == first:
-                assert names.label(".", name) == ".outer/inner/last"
-            else:
-                with pytest.raises(StepConflict, match="without /"):
-                    names.label(".", name)
+            labels += [names.label_of_wait(called), *(names.label(".", name) for name in called if len(called) == 1)]
         finally:
             STEP_NAME.reset(token)
+    assert len(labels) > len(CALLED) and len(set(labels)) == len(labels)
 
 
 async def raises_in_group(error: Exception) -> None:

@@ -7,14 +7,10 @@ from typing import Any
 
 import anyio
 import pytest
-from msgspec import Raw
 
 from converge import Agent, MemoryStore, Node, Pool, Task, TaskState
-from converge.codec import encode
 from converge.errors import WaitTimeout
-from converge.machines.durable import Step
 from converge.model.working import Child
-from converge.runtime.attempts.names import FIRST, GATHER, Names
 from converge.services.durable.limits import KNOWN_FROM
 from converge.testing._task.base import POOL, another
 from converge.testing._task.durable import begun
@@ -145,21 +141,6 @@ async def test_who_was_late_is_told_so_though_the_child_has_ended_since(node: No
     await node.tasks.signal(children["two"], "go", "two")
     done = await node.tasks.result(id_, timeout=30)
     assert done.result == ["late", "one", "one", "two"], done.error
-
-
-def test_records_of_an_older_release_are_found_in_turn() -> None:
-    late, won = Step(number=1, at=1, kind="WaitTimeout"), Step(number=2, at=2, result=Raw(encode("id")))
-    steps = {f"{GATHER}first": late, f"{FIRST}first#2": won}
-    names = Names("task", steps)
-
-    def is_own(label: str) -> bool:
-        return FIRST + label in steps
-
-    def is_anonymous(label: str) -> bool:
-        return GATHER + label in steps
-
-    found = [names.label_of_children("first", steps, is_own, is_anonymous) for _ in range(3)]
-    assert found == ["first", "first#2", "first#3"]
 
 
 @pytest.mark.parametrize("call", ["gather", "first"])

@@ -180,8 +180,7 @@ class Working:
 
         Raises:
             StepFailed: It raised one of `final`, now or in an earlier attempt.
-            StepConflict, TooManyRecords, ValueTooLarge, InvalidValue: It cannot be run or recorded so. A step `b` in a
-                step `a` is recorded as `a/b`, which no other may be.
+            StepConflict, TooManyRecords, ValueTooLarge, InvalidValue: It cannot be run or recorded so.
             StaleClaim: Another attempt runs.
         """
         result: Awaitable[Any] = _attempt(self, "task.step").step(

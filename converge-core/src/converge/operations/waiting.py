@@ -17,7 +17,7 @@ from converge.machines.durable import FOREVER, Signal, Step
 from converge.model.keys import CHUNK, SIGNAL, STEP
 from converge.model.task import Task
 from converge.operations.tasks import whole_id
-from converge.services.durable.limits import STEPS
+from converge.services.durable.limits import STEPS, shown
 from converge.services.durable.manager import TaskManager
 from converge.services.durable.output import Output
 from converge.services.store.pages import read_all
@@ -49,7 +49,7 @@ async def durable(store: Store, task: Task) -> Durable:
     children = Counter(str(child.state) for child in await TaskManager(store).children(task.id))
     rows = [
         {
-            "n": number, "name": label[1:], "kind": KINDS.get(label[0], "step"), "ms": step.ms,
+            "n": number, "name": shown(label[1:]), "kind": KINDS.get(label[0], "step"), "ms": step.ms,
             "bytes": len(bytes(step.result)), "token": step.token,
             "error": f"{step.kind}: {step.text}" if step.text else step.kind, "is_over": step.is_over,
             "until": moment(step.until).isoformat() if 0 < step.until < FOREVER else None,

@@ -38,6 +38,7 @@ from converge.runtime.attempts.family import Family
 from converge.runtime.attempts.names import FIRST, GATHER, SLEEP, STEP, STEP_NAME, Names
 from converge.runtime.attempts.putting_out import PuttingOut
 from converge.services.durable.ledger import Ledger
+from converge.services.durable.limits import shown
 from converge.services.store.handle import StoreHandle
 from converge.services.tasks.surroundings import Seen
 from converge.threads import in_own_thread
@@ -112,7 +113,7 @@ class Attempt:
         self.also: tuple[Key, bytes, int] | None = None
         """The state of a virtual agent, to be put with its answer."""
         self.is_parking = False
-        self._names = Names(self.id, self.ledger.steps)
+        self._names = Names(self.id)
         self._on_park = on_park
         self._running = 0
         self._changed = anyio.Event()
@@ -197,7 +198,7 @@ class Attempt:
                 if (final := final_of(error, options.final)) is None:
                     raise
                 await self.end_failed(label, final, began)
-                raise StepFailed(self.id, label[1:], name_of(type(final)), text_of(final)) from error
+                raise StepFailed(self.id, shown(label[1:]), name_of(type(final)), text_of(final)) from error
             return await self.end(label, value, began)
         finally:
             self.left(label)
@@ -210,11 +211,12 @@ class Attempt:
         known = await self.ledger.recorded(label)
         if known is not None and known.is_over:
             if known.kind:
-                raise StepFailed(self.id, label[1:], known.kind, known.text)
+                raise StepFailed(self.id, shown(label[1:]), known.kind, known.text)
             return label, (decode_plain(known.result, f'step "{name}"'),)
         if known is not None:
             raise StepUncertain(
-                f'task {self.id}: step "{label[1:]}" was begun and may have been done; look at what it does outside'
+                f'task {self.id}: step "{shown(label[1:])}" was begun and may have been done; '
+                "look at what it does outside"
             )
         self._check_called_off()
         self.ledger.check_room()
@@ -239,13 +241,13 @@ class Attempt:
         for other, step in self.ledger.steps.items():
             if step.is_begun and other not in self._names.called:
                 raise StepUncertain(
-                    f'task {self.id}: step "{label[1:]}" is new, and "{other[1:]}" was begun and may have been done; '
-                    "if it was renamed, give it its name back, and look at what it does outside"
+                    f'task {self.id}: step "{shown(label[1:])}" is new, and "{shown(other[1:])}" was begun '
+                    "and may have been done; if it was renamed, give it its name back, and look at what it does outside"
                 )
 
     async def end(self, label: str, value: Any, began: float) -> Any:
         """Record what a step returned; return it as a later attempt is given it."""
-        what = f'step "{label[1:]}"'
+        what = f'step "{shown(label[1:])}"'
         data = encode_plain(value, what)
         await self.ledger.record(label, await self.ledger.step(data, ms=self._ms(began)))
         return decode_plain(data, what)
@@ -343,7 +345,7 @@ class Attempt:
             elif not await self.gave_up(label, until, seen):
                 await self.park(Waiting(names, 0, until, puts, " or ".join(names), seen))
             elif self._is_late(label):
-                raise WaitTimeout(LATE.format(self.id, label[1:]))
+                raise WaitTimeout(LATE.format(self.id, shown(label[1:])))
 
     def _is_late(self, label: str) -> bool:
         """Return whether it is recorded that a wait's time has passed; not so where something came at that moment."""
@@ -352,7 +354,7 @@ class Attempt:
 
     def _waited(self, label: str, step: Step, names: tuple[str, ...]) -> Any:
         if step.kind:
-            raise WaitTimeout(LATE.format(self.id, label[1:]))
+            raise WaitTimeout(LATE.format(self.id, shown(label[1:])))
         came = decode_plain(step.result, "signal")
         return came["payload"] if len(names) == 1 else (came["name"], came["payload"])
 
@@ -467,12 +469,12 @@ class Attempt:
     async def emit(self, data: Any) -> None:
         """See `Task.emit`."""
         self._check()
-        await self._output.emit(data, STEP_NAME.get())
+        await self._output.emit(data, shown(STEP_NAME.get()))
 
     async def progress(self, done: float, of: float | None, text: str) -> None:
         """See `Task.progress`."""
         self._check()
-        await self._output.emit({"done": done, "of": of, "text": text}, STEP_NAME.get(), is_progress=True)
+        await self._output.emit({"done": done, "of": of, "text": text}, shown(STEP_NAME.get()), is_progress=True)
 
     # Children.
 
@@ -530,7 +532,7 @@ class Attempt:
         it, or until when it waits, that of its record.
         """
         if step := STEP_NAME.get():
-            raise InvalidValue(name, f'a call in step "{step}"', OUTSIDE)
+            raise InvalidValue(name, f'a call in step "{shown(step)}"', OUTSIDE)
         await self.ledger.recorded(GATHER + name)
         steps = self.ledger.steps
 
@@ -540,11 +542,7 @@ class Attempt:
                 return _winner(first) in children
             return wait is not None and bytes(wait.result) == _whose(children)
 
-        def is_anonymous(label: str) -> bool:
-            wait = None if FIRST + label in steps else steps.get(GATHER + label)
-            return wait is not None and bytes(wait.result) == b"null"
-
-        return self._names.label_of_children(name, steps, is_own, is_anonymous)
+        return self._names.label_of_children(name, steps, is_own)
 
     async def _wait_for_children(
         self, what: str, children: Mapping[str, Child], count: int, timeout: float | None

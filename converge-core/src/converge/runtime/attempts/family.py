@@ -20,10 +20,10 @@ from converge.model.keys import CHILD, ENDED, LANE, OUTBOX
 from converge.model.place import LaneSeen
 from converge.model.task import DURABLE, Ended, Spec, State, Task
 from converge.model.working import Child, Spawnable
-from converge.runtime.attempts.names import SPAWN, STEP_NAME, Names
+from converge.runtime.attempts.names import SPAWN, Names
 from converge.services.durable.children import Outbox, cancel_one, submitted
 from converge.services.durable.ledger import Ledger
-from converge.services.durable.limits import CHILDREN
+from converge.services.durable.limits import CHILDREN, WITHIN
 from converge.services.store.handle import CHORES
 from converge.services.store.pages import get_all
 from converge.services.store.patience import attempts
@@ -63,7 +63,7 @@ class Family:
 
     def _child(self, id_: str, label: str) -> Child:
         self._own.add(id_)
-        return Child(id=id_, name=label[1:].removeprefix(f"{STEP_NAME.get()}/"))
+        return Child(id=id_, name=label[1:].rpartition(WITHIN)[2])
 
     def checked(self, children: Sequence[Child]) -> dict[str, Child]:
         """Return the children by their ids, each once: who waits for two ends of one waits for ever.

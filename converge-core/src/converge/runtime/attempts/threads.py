@@ -13,6 +13,7 @@ from converge.errors import InvalidValue, NotRunning, StepFailed
 from converge.foreign import called, name_of, text_of
 from converge.model.working import Child, Spawnable, StepOptions
 from converge.runtime.attempts.attempt import Attempt, Parking, final_of, is_tried_again, named
+from converge.services.durable.limits import shown
 
 ANOTHER_THREAD = (
     "task {}: task.blocking was called in another thread than the handler's; call it there, or write the handler as "
@@ -67,7 +68,7 @@ class InThread:
                 if (final := final_of(error, options.final)) is None:
                     raise
                 self._call(self._attempt.end_failed, label, final, began)
-                raise StepFailed(self._attempt.id, label[1:], name_of(type(final)), text_of(final)) from error
+                raise StepFailed(self._attempt.id, shown(label[1:]), name_of(type(final)), text_of(final)) from error
             return self._call(self._attempt.end, label, value, began)
         finally:
             from_thread.run_sync(self._attempt.left, label)

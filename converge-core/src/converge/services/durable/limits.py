@@ -49,6 +49,17 @@ def is_valid_name(name: object) -> bool:
     return type(name) is str and 0 < len(name) <= NAME_CHARS and name.isprintable() and not NUMBERED.search(name)
 
 
+WITHIN, OR = "\x1f", "\x1e"
+"""What stands in a label between a step and what it calls, and between the names of a wait: no name contains them, so
+that no other call has the label.
+"""
+
+
+def shown(name: str) -> str:
+    """Return a label without its kind, for people."""
+    return name.replace(WITHIN, "/").replace(OR, "|")
+
+
 READER_SEC = 30.0
 """How long a reader is notified of output before it has to ask again."""
 
