@@ -275,6 +275,11 @@ def in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
     return result
 
 
+def boxed_in_thread(function: Callable[..., Any], *arguments: Any) -> tuple[Any]:
+    """Do as `in_thread`, with the result in a tuple: trio takes no coroutine from a thread, and some await it."""
+    return (in_thread(function, *arguments),)
+
+
 def called(function: Callable[..., Any], *arguments: Any) -> Any:
     """Call plain user code in this thread, within other user code; return or raise as it does. A forked child ends."""
     result = in_thread(function, *arguments)

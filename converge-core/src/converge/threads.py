@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from anyio import CapacityLimiter, to_thread
+
+from converge.foreign import Raised, as_exception, boxed_in_thread, passes
 
 T = TypeVar("T")
 
@@ -19,3 +21,13 @@ async def in_own_thread(function: Callable[..., T], *arguments: object, abandon_
     return await to_thread.run_sync(
         function, *arguments, abandon_on_cancel=abandon_on_cancel, limiter=CapacityLimiter(1)
     )
+
+
+async def called_in_own_thread(function: Callable[..., Any], *arguments: object) -> Any:
+    """Call plain user code in a thread, in the middle of other user code; return or raise as it does. What it raises is
+    no Ctrl-C, which no thread gets.
+    """
+    (result,) = await in_own_thread(boxed_in_thread, function, *arguments, abandon_on_cancel=True)
+    if type(result) is Raised:
+        raise as_exception(result) if passes(result.error) else result.error
+    return result

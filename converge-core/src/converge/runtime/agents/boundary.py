@@ -22,7 +22,17 @@ from anyio import CapacityLimiter, to_thread
 from anyio.lowlevel import checkpoint_if_cancelled
 
 from converge.errors import UserCodeExited
-from converge.foreign import FORKS, Raised, guarded, in_thread, is_a, is_cancellation, leave_child, name_of, passes
+from converge.foreign import (
+    FORKS,
+    Raised,
+    boxed_in_thread,
+    guarded,
+    is_a,
+    is_cancellation,
+    leave_child,
+    name_of,
+    passes,
+)
 from converge.runtime.agents.background import Background, Shared
 from converge.runtime.agents.hosted import Hosted
 from converge.services.messages.waits import Waiter, waiters
@@ -84,9 +94,10 @@ class Worker:
             return handler
 
         async def awaited(*arguments: Any) -> Any:
-            return await to_thread.run_sync(
-                in_thread, handler, *arguments, abandon_on_cancel=True, limiter=self._limiter
+            (result,) = await to_thread.run_sync(
+                boxed_in_thread, handler, *arguments, abandon_on_cancel=True, limiter=self._limiter
             )
+            return result
 
         return awaited
 

@@ -27,7 +27,7 @@ from converge.errors import (
     ToolTimeout,
     TooManyActions,
 )
-from converge.foreign import Raised, awaited, in_thread, tell, text_of
+from converge.foreign import awaited, tell, text_of
 from converge.model.message import Fanout, Receipt
 from converge.runtime.agents.agent import Agent
 from converge.runtime.agents.agent_log import agent_log
@@ -52,7 +52,7 @@ from converge.services.messages.fanout import Fanouts
 from converge.services.messages.options import SendOptions
 from converge.services.messages.sending import Post
 from converge.services.pools import PoolManager
-from converge.threads import in_own_thread
+from converge.threads import called_in_own_thread
 
 TOOL_THREADS = 40
 """Sync tools of one process that run at a time, as many as anyio's limit; more wait, before their timeouts begin."""
@@ -243,10 +243,7 @@ class Executor:
         # The wait for a thread does not count, and a thread that is left behind keeps nobody else from one.
         async with self._threads:
             with anyio.move_on_after(timeout_sec):
-                result = await in_own_thread(in_thread, partial(function, **arguments), abandon_on_cancel=True)
-                if type(result) is Raised:
-                    raise result.error
-                return result
+                return await called_in_own_thread(partial(function, **arguments))
         raise ToolTimeout(name, timeout_sec)
 
 

@@ -25,7 +25,7 @@ from converge.errors import (
     WaitTimeout,
     WentOn,
 )
-from converge.foreign import Raised, awaited, in_thread, leaves, name_of, text_of
+from converge.foreign import awaited, leaves, name_of, text_of
 from converge.ids import id_text
 from converge.machines.durable import FOREVER, Step
 from converge.machines.events import Event, Parked, Restarted
@@ -41,7 +41,7 @@ from converge.services.durable.ledger import Ledger
 from converge.services.durable.limits import shown
 from converge.services.store.handle import StoreHandle
 from converge.services.tasks.surroundings import Seen
-from converge.threads import in_own_thread
+from converge.threads import called_in_own_thread
 
 LOOK_SEC = 1.0
 """How often a wait looks again that cannot be parked, since a step is under way beside it."""
@@ -295,9 +295,7 @@ class Attempt:
         with self._told(), named(name):
             if iscoroutinefunction(function) or isinstance(getattr(function, "__self__", None), Working):
                 return await awaited(function, *arguments)
-            value = await in_own_thread(in_thread, function, *arguments, abandon_on_cancel=True)
-            if type(value) is Raised:
-                raise value.error
+            value = await called_in_own_thread(function, *arguments)
             return await awaited(lambda: value) if isawaitable(value) else value
 
     @contextmanager

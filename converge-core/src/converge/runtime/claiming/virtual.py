@@ -11,13 +11,13 @@ import msgspec
 from converge.codec import decode, decode_plain, encode, encode_plain
 from converge.contracts.store import ABSENT, LIMITS
 from converge.errors import InvalidValue, NotRunning, SchemaTooNew, ValueTooLarge
-from converge.foreign import Raised, as_exception, awaited, in_thread
+from converge.foreign import awaited
 from converge.model.task import Task
 from converge.model.working import RUNS
 from converge.runtime.agents.agent import task_handler
 from converge.runtime.agents.hosted import Hosted
 from converge.services.durable.agents import ANSWERING, ASKS, Actor, actor_key, asked_by
-from converge.threads import in_own_thread
+from converge.threads import called_in_own_thread
 
 
 def task_handler_of(agent: Hosted) -> Callable[[Task], Any]:
@@ -35,10 +35,7 @@ def task_handler_of(agent: Hosted) -> Callable[[Task], Any]:
 async def _called(function: Callable[..., Any], *arguments: Any) -> Any:
     if iscoroutinefunction(function):
         return await awaited(function, *arguments)
-    returned = await in_own_thread(in_thread, function, *arguments, abandon_on_cancel=True)
-    if type(returned) is Raised:
-        raise as_exception(returned)
-    return returned
+    return await called_in_own_thread(function, *arguments)
 
 
 async def answer(agent: Hosted, task: Task) -> Any:
