@@ -59,7 +59,8 @@ async def test_a_certificate_that_is_refused_is_refused_for_a_reason(
         with anyio.fail_after(30):
             async with anyio.create_task_group() as group:
                 group.start_soon(refused, listener, told)
-                with pytest.raises(ConnectFailed, match=f"cannot be verified: .*{why}; compare that certificate"):
+                advice = "renew it there" if "expired" in why else "compare that certificate"
+                with pytest.raises(ConnectFailed, match=f"cannot be verified: .*{why}; {advice}"):
                     await here.connect(listener.address)
     if where.startswith("tls:"):
         assert "TLS failed: the other side says" in told[0]

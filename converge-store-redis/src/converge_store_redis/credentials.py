@@ -7,7 +7,7 @@ import ssl
 from pathlib import Path
 
 from converge.errors import ConfigError
-from converge.net.tls import refuse_to_ask
+from converge.net.tls import refuse_to_ask, unusable
 from converge_store_redis.options import RedisOptions
 from converge_store_redis.place import Place
 
@@ -51,14 +51,15 @@ def tls_context(options: RedisOptions) -> ssl.SSLContext:
     Raises:
         ConfigError: A file cannot be read, or is no certificate or key.
     """
-    name, path = "tls_ca", options.tls_ca
+    name = "tls_ca"
     try:
         context = ssl.create_default_context(cafile=options.tls_ca)
         if options.tls_certificate is not None:
-            name, path = "tls_certificate", options.tls_certificate
+            name = "tls_certificate"
             context.load_cert_chain(options.tls_certificate, options.tls_key, password=refuse_to_ask)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"options.redis.{name}: {path} cannot be used: {type(error).__name__}: {error}") from error
+        files = (str(one or "") for one in (options.tls_certificate, options.tls_key, options.tls_ca))
+        raise ConfigError(f"options.redis.{name}: cannot be used: {unusable(error, *files)}") from error
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     return context
 

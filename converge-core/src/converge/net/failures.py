@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import ssl
 
 from converge.errors import ConnectFailed, ListenFailed
+
+OUT_OF_DATE = frozenset({9, 10})
+"""Codes of OpenSSL: a certificate is not valid yet, or no longer."""
 
 
 def connect_failed(address: str, why: BaseException | str) -> ConnectFailed:
@@ -14,6 +18,8 @@ def connect_failed(address: str, why: BaseException | str) -> ConnectFailed:
     advice = "check the address, and that a node listens there"
     if isinstance(why, ssl.SSLCertVerificationError):
         advice = "compare that certificate with the address, and with the authorities in `ca` here"
+        if why.verify_code in OUT_OF_DATE:
+            advice = "renew it there, or set the clock of this host"
     reason = why if isinstance(why, str) else reason_of(why)
     return ConnectFailed(f"cannot connect to {address}: {reason}; {advice}")
 
@@ -36,4 +42,6 @@ def reason_of(error: BaseException) -> str:
         return error.strerror
     if isinstance(error, OSError) and error.errno is not None and error.errno > 0:
         return os.strerror(error.errno)
+    if isinstance(error, ConnectionResetError):  # as event loops raise it
+        return os.strerror(errno.ECONNRESET)
     return str(error) or type(error).__name__

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import ssl
+import stat
 from datetime import UTC, datetime
 
 from converge.contracts.transport import NO_TLS
@@ -67,13 +68,15 @@ class TlsFiles:
                 made = state, context, hash_of(shown)
                 if shown is not None and all(one[2] != made[2] for one in self._made.values()):
                     self._tell_dates(shown)  # once, though it is shown as server and as client
+                    self._tell_readers()
                 self._made[is_server] = made
         except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+            why = unusable(error, self._certificate, self._key, self._ca)
             if made is None:
-                raise ConfigError(f"the files of TLS cannot be used: {error}") from error
+                raise ConfigError(f"the files of TLS cannot be used: {why}") from error
             # Files are replaced one after the other: until they fit each other, what was read before is good.
             if made[0] != state:
-                log.warning("the files of TLS have changed and cannot be used; those read before are: %s", error)
+                log.warning("the files of TLS have changed and cannot be used; those read before are: %s", why)
             made = self._made[is_server] = state, made[1], made[2]
         return made[1], made[2]
 
@@ -109,6 +112,33 @@ class TlsFiles:
         if not first <= datetime.now(UTC) <= last:
             log.warning("%s is valid from %s to %s: other nodes refuse it", self._certificate, first, last)
 
+    def _tell_readers(self) -> None:
+        path = self._key or self._certificate
+        if os.name == "posix" and os.stat(path).st_mode & stat.S_IROTH:
+            log.warning("every user of this host can read the private key in %s; chmod 600 it", path)
+
+
+def unusable(error: Exception, certificate: str, key: str, ca: str) -> str:
+    """Return which of the files of TLS cannot be used, and why: OpenSSL's own errors name none."""
+    for path in filter(None, (ca, certificate)):
+        try:
+            open(path, "rb").close()
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+        except ssl.SSLError:
+            return f"{path} holds no certificate, or a damaged one; it must be PEM"
+        except (OSError, ValueError) as why:
+            return str(why)
+    key = key or certificate
+    try:
+        with open(key, "rb") as file:
+            if b"PRIVATE KEY-----" not in file.read():
+                return f"{key} holds no private key; it must be PEM"
+    except (OSError, ValueError) as why:
+        return str(why)
+    if isinstance(error, ssl.SSLError) and error.reason == "KEY_VALUES_MISMATCH":
+        return f"{key} is not the key of the first certificate in {certificate}"
+    return f"{key}: {error}"
+
 
 def refuse_to_ask() -> str:
     """Refuse a key with a passphrase. Without this OpenSSL asks for it at the terminal, while the event loop waits.
@@ -124,6 +154,7 @@ def hash_of(certificate: bytes | None) -> bytes:
     return hashlib.sha256(certificate).digest() if certificate else NO_TLS
 
 
-def _state(path: str) -> tuple[int, int, int]:
+def _state(path: str) -> tuple[int, ...]:
     found = os.stat(path)
-    return found.st_mtime_ns, found.st_size, found.st_ino
+    # The time of a change of status, too: a new key that this user may read at last is as good as another file.
+    return found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino

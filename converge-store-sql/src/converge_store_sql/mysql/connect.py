@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlalchemy.pool import NullPool
 
 from converge.errors import ConfigError, ForeignLoop, StoreError, StoreUnavailable, Unsupported
-from converge.net.tls import refuse_to_ask
+from converge.net.tls import refuse_to_ask, unusable
 from converge_store_sql.mysql._errors import call_failed, connecting_failed, number_of
 from converge_store_sql.mysql.address import parse, redacted
 from converge_store_sql.mysql.options import MysqlOptions
@@ -253,7 +253,8 @@ def _tls(query: Any) -> ssl.SSLContext:
             name = "ssl_cert"
             context.load_cert_chain(query["ssl_cert"], query.get("ssl_key"), refuse_to_ask)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"store: {name}={query.get(name)} cannot be used: {type(error).__name__}: {error}") from error
+        files = (query.get(one, "") for one in ("ssl_cert", "ssl_key", "ssl_ca"))
+        raise ConfigError(f"store: {name}={query.get(name)} cannot be used: {unusable(error, *files)}") from error
     return context
 
 

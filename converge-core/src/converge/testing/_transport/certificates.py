@@ -32,10 +32,15 @@ class Authority:
         certificate, file = self._sign(name, key.public_key(), days), self.folder / f"{name}.pem"
         file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
         seal = serialization.BestAvailableEncryption(b"secret") if is_sealed else serialization.NoEncryption()
-        (self.folder / f"{name}-key.pem").write_bytes(
-            key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, seal)
-        )
-        return {"certificate": str(file), "key": str(self.folder / f"{name}-key.pem"), "ca": self.ca}
+        private = self.folder / f"{name}-key.pem"
+        private.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, seal))
+        private.chmod(0o600)
+        return self.files(name)
+
+    def files(self, name: str) -> dict[str, Any]:
+        """Return the files that `issue` has written under a name."""
+        file, key = self.folder / f"{name}.pem", self.folder / f"{name}-key.pem"
+        return {"certificate": str(file), "key": str(key), "ca": self.ca}
 
     def _sign(self, name: str, key: ec.EllipticCurvePublicKey, days: float | None = None) -> x509.Certificate:
         """Sign a certificate; without days it is the authority's own."""
