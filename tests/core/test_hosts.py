@@ -7,8 +7,9 @@ import socket
 import pytest
 
 from converge.env import SYSTEM
-from converge.net.failures import reason_of
-from converge.net.hosts import is_anywhere, is_for_many, source_of
+from converge.net.failures import connect_failed, reason_of
+from converge.net.hosts import check_name, is_anywhere, is_for_many, source_of
+from converge.net.sockets import resolve, show
 from converge.runtime.network.handshakes import UNFINISHED_PER_ADDRESS, Handshakes
 
 
@@ -55,3 +56,27 @@ def test_what_can_be_dialled_is_neither(host: str) -> None:
 def test_a_name_that_does_not_resolve_is_told_without_python_s_number() -> None:
     error = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
     assert reason_of(error) == "Name or service not known"
+
+
+@pytest.mark.parametrize("host", ["a..b", ".a", ".", "x" * 64, "a." + "x" * 64 + ".b"])
+def test_a_name_with_a_label_that_is_empty_or_too_long_is_refused(host: str) -> None:
+    with pytest.raises(ValueError, match="no host has such a name"):
+        check_name(host)
+
+
+@pytest.mark.parametrize("host", ["a", "a.b.", "x" * 63, "m\u00f6we.example", "my_host-1.pods", "::1", "fe80::1%eth0"])
+def test_other_names_and_addresses_are_none_of_these(host: str) -> None:
+    check_name(host)
+
+
+async def test_the_zone_of_an_address_is_its_interface() -> None:
+    index, name = socket.if_nameindex()[0]
+    for zone in (name, str(index)):
+        assert await resolve(f"fe80::1%{zone}", 7000) == [(socket.AF_INET6, ("fe80::1", 7000, 0, index))]
+    assert show(("fe80::1", 7000, 0, index)) == f"[fe80::1%{name}]:7000"
+    with pytest.raises(OSError, match="no interface"):
+        await resolve("fe80::1%nowhere", 7000)
+
+
+def test_a_connection_that_was_reset_is_told_as_the_system_does() -> None:
+    assert "Connection reset by peer" in str(connect_failed("wss://h:1/", ConnectionResetError()))

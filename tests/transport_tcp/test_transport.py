@@ -10,10 +10,11 @@ import anyio.lowlevel
 import pytest
 
 from converge.errors import BadRecord, ConnectFailed, ConnectionClosed, ConnectionLost, ListenFailed
+from converge.net.sockets import show
 from converge.plugins import PluginHost
 from converge.testing.fixtures import wait_until
 from converge_transport_tcp import TcpOptions, TcpTransport
-from converge_transport_tcp.address import parse, show
+from converge_transport_tcp.address import parse
 from converge_transport_tcp.sockets import SocketChannel
 from converge_transport_tcp.transport import TcpListener
 
@@ -28,6 +29,7 @@ from converge_transport_tcp.transport import TcpListener
         "tcp://host:1/path",
         "tcp://host:1?x=1",
         "tcp://host:99999",
+        "tcp://a..b:1",
         "host:1",
         "",
     ],

@@ -122,11 +122,21 @@ async def test_compression_is_not_agreed() -> None:
         assert "permessage-deflate" not in answer
 
 
-async def test_a_proxy_that_passes_no_upgrade_on_is_told_as_the_reason() -> None:
+@pytest.mark.parametrize(
+    ("status", "why"),
+    [
+        ("426 Upgrade Required", "a proxy on the way drops the headers Upgrade and Connection"),
+        ("502 Bad Gateway", "a proxy on the way does not reach the node behind it"),
+        ("301 Moved Permanently", "no redirect is followed"),
+        ("403 Forbidden", "a proxy on the way refuses nodes"),
+        ("404 Not Found", "no node has this path"),
+    ],
+)
+async def test_what_a_proxy_answers_in_place_of_a_node_is_told_as_the_reason(status: str, why: str) -> None:
     async def refuse(stream: anyio.abc.SocketStream) -> None:
         async with stream:
             await stream.receive()
-            await stream.send(b"HTTP/1.1 426 Upgrade Required\r\nContent-Length: 0\r\n\r\n")
+            await stream.send(f"HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n".encode())
 
     async with (
         listening() as (transport, _),
@@ -134,7 +144,7 @@ async def test_a_proxy_that_passes_no_upgrade_on_is_told_as_the_reason() -> None
         anyio.create_task_group() as group,
     ):
         group.start_soon(server.serve, refuse)
-        with pytest.raises(ConnectFailed, match="426: a proxy on the way drops the headers Upgrade and Connection"):
+        with pytest.raises(ConnectFailed, match=f"{status[:3]}: .*{why}"):
             await transport.connect(f"ws://127.0.0.1:{server.extra(anyio.abc.SocketAttribute.local_port)}/")
         group.cancel_scope.cancel()
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit
 
+from converge.net.hosts import check_name
+
 SCHEMES = ("tcp", "tls")
 
 
@@ -21,17 +23,10 @@ def parse(address: str) -> tuple[str, int]:
         raise ValueError(f"only {scheme}://HOST:PORT is understood")
     if not parts.hostname or parts.port is None:
         raise ValueError(f"host or port is missing; write {scheme}://HOST:PORT, with port 0 for any that is free")
+    check_name(parts.hostname)
     return parts.hostname, parts.port
 
 
 def is_tls(address: str) -> bool:
     """Return whether connections to the address have TLS."""
     return address.startswith("tls:")
-
-
-def show(sockaddr: object) -> str:
-    """Return a socket's address as HOST:PORT, IPv6 in brackets."""
-    if not isinstance(sockaddr, tuple) or len(sockaddr) < 2:
-        return ""
-    host, port = sockaddr[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

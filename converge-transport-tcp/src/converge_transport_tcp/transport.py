@@ -13,10 +13,10 @@ import anyio
 from converge.contracts.transport import NO_TLS, Channel, Listener, Transport
 from converge.errors import ChannelError, ConfigError, ConnectionClosed, ConnectionLost
 from converge.net.failures import connect_failed, listen_failed, reason_of
-from converge.net.sockets import connect, resolve
+from converge.net.sockets import connect, resolve, show
 from converge.net.tls import TlsFiles
 from converge_transport_tcp._errors import EXHAUSTED, lost
-from converge_transport_tcp.address import is_tls, parse, show
+from converge_transport_tcp.address import is_tls, parse
 from converge_transport_tcp.options import TcpOptions
 from converge_transport_tcp.sockets import SocketChannel
 from converge_transport_tcp.tls import secured

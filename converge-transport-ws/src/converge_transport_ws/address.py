@@ -6,6 +6,8 @@ from urllib.parse import quote, urlsplit
 
 import attrs
 
+from converge.net.hosts import check_name
+
 SCHEMES = ("ws", "wss")
 
 OF_A_PATH = "/%!$&'()*+,;=:@~"
@@ -42,6 +44,7 @@ def parse(address: str) -> Address:
         raise ValueError(f"only {scheme}://HOST:PORT/PATH is understood")
     if not parts.hostname or parts.port is None:
         raise ValueError(f"host or port is missing; write {scheme}://HOST:PORT/PATH, with port 0 for any that is free")
+    check_name(parts.hostname)
     if (written := quote(parts.path, safe=OF_A_PATH)) != parts.path:
         raise ValueError(f"the path has a character that no URL has; write {written}")
     return Address(host=parts.hostname, port=parts.port, path=parts.path or "/", is_tls=scheme == "wss")

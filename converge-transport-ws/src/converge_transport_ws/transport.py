@@ -25,7 +25,7 @@ from websockets.typing import Subprotocol
 from converge.contracts.transport import NO_TLS, Channel, Listener, Transport
 from converge.errors import BadRecord, ChannelError, ConfigError, ConnectionClosed, ConnectionLost
 from converge.net.failures import connect_failed, listen_failed, reason_of
-from converge.net.sockets import connect
+from converge.net.sockets import connect, resolve, show
 from converge.net.tls import TlsFiles, hash_of
 from converge_transport_ws._errors import CONNECTING, ended, why
 from converge_transport_ws.address import Address, parse
@@ -217,7 +217,7 @@ class WsChannel(Channel):
     """One WebSocket connection."""
 
     def __init__(self, connection: ClientConnection | ServerConnection, channels: set[WsChannel]) -> None:
-        self.peer: str = _show(connection.remote_address)
+        self.peer: str = show(connection.remote_address)
         self._connection, self._channels = connection, channels
         self._is_open = not isinstance(connection, WsServerConnection)
         self._error: ChannelError | None = None
@@ -303,8 +303,7 @@ def _subprotocol(connection: ServerConnection, offered: Sequence[Subprotocol]) -
 async def _bind(address: str) -> tuple[Address, socket.socket]:
     try:
         parsed = parse(address)
-        found = await anyio.getaddrinfo(parsed.host, parsed.port, type=socket.SOCK_STREAM)
-        family, _, _, _, sockaddr = found[0]
+        family, sockaddr = (await resolve(parsed.host, parsed.port))[0]
         sock = socket.socket(family, socket.SOCK_STREAM)
         try:
             if os.name == "posix":
@@ -317,12 +316,5 @@ async def _bind(address: str) -> tuple[Address, socket.socket]:
             raise
     except (OSError, ValueError, OverflowError) as error:
         raise listen_failed(address, reason_of(error)) from error
-    host, port = sock.getsockname()[:2]
-    return Address(host=host, port=port, path=parsed.path, is_tls=parsed.is_tls), sock
-
-
-def _show(sockaddr: object) -> str:
-    if not isinstance(sockaddr, tuple) or len(sockaddr) < 2:
-        return ""
-    host, port = sockaddr[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    host, _, port = show(sock.getsockname()).rpartition(":")
+    return Address(host=host.strip("[]"), port=int(port), path=parsed.path, is_tls=parsed.is_tls), sock

@@ -108,6 +108,7 @@ async def test_a_refused_address_keeps_its_password_to_itself(tmp_path: Path) ->
         ({"advertise": "tcp://[::ffff:0.0.0.0]:7000"}, "nobody can dial"),
         ({"advertise": "host:00"}, "nobody can dial port 0"),
         ({"advertise": "[ff02::1]:7000"}, "nobody can dial"),
+        ({"advertise": "a..b:7000"}, r"no host has such a name: a\.\.b"),
         (
             {"discovery": "static", "options": {"static": {"endpoints": ["tcp://0.0.0.0:1"]}}},
             "endpoints: tcp://0.0.0.0:1",

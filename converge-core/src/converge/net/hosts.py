@@ -34,6 +34,18 @@ def is_for_many(host: str) -> bool:
     return address is not None and (address.is_multicast or str(address) == "255.255.255.255")
 
 
+def check_name(host: str) -> None:
+    """Refuse a host that no name server can be asked for: with a label that is empty, or too long.
+
+    Raises:
+        ValueError: It is none.
+    """
+    try:
+        host.encode("idna")
+    except UnicodeError:
+        raise ValueError(f"no host has such a name: {host}") from None
+
+
 def _numeric(host: str) -> IPv4Address | IPv6Address | None:
     """Return the address that a host is, as the system reads it: 0 is 0.0.0.0, too; None: it is a name."""
     try:

@@ -100,10 +100,10 @@ async def resolve(host: str, port: int) -> list[Endpoint]:
     """Resolve the host, a numeric one without a look-up. Families take turns, so that a broken one costs little.
 
     Raises:
-        OSError: The host is not known.
+        OSError: The host is not known, or the zone after its `%` is no interface of this machine.
     """
     try:
-        version = ipaddress.ip_address(host).version
+        address = ipaddress.ip_address(host)
     except ValueError:
         look_up: Callable[[], list[Any]] = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
         found = await in_own_thread(look_up, abandon_on_cancel=True)
@@ -111,9 +111,22 @@ async def resolve(host: str, port: int) -> list[Endpoint]:
         other = [(family, where) for family, _, _, _, where in found if family != found[0][0]]
         turns = [one for pair in zip(first, other, strict=False) for one in pair]
         return [*turns, *first[len(other) :], *other[len(first) :]]
-    if version == 4:
+    if isinstance(address, ipaddress.IPv4Address):
         return [(socket.AF_INET, (host, port))]
-    return [(socket.AF_INET6, (host, port, 0, 0))]
+    zone = address.scope_id or "0"
+    index = int(zone) if zone.isdecimal() else socket.if_nametoindex(zone)
+    return [(socket.AF_INET6, (host.partition("%")[0], port, 0, index))]
+
+
+def show(sockaddr: object) -> str:
+    """Return a socket's address as HOST:PORT, IPv6 in brackets and with its zone; empty: it has none."""
+    if not isinstance(sockaddr, tuple) or len(sockaddr) < 2:
+        return ""
+    host, port, *more = sockaddr
+    if ":" not in host:
+        return f"{host}:{port}"
+    zone = f"%{socket.if_indextoname(more[1])}" if more[1:] and more[1] else ""
+    return f"[{host}{zone}]:{port}"
 
 
 async def connect(host: str, port: int) -> socket.socket:
