@@ -85,14 +85,14 @@ async def test_nodes_that_know_each_other_talk_on_while_the_store_is_away(
         for one in (node.store, other.node.store):
             for call in ("get", "scan", "commit", "time", "turn"):
                 monkeypatch.setattr(type(one), call, away)
-        assert [await own.ask(other.id, number, timeout=5) for number in range(3)] == [0, 1, 2]
+        assert [await own.ask(other.id, number, timeout=20) for number in range(3)] == [0, 1, 2]
         link = _link(node, other)
         # Who is not known cannot be looked up now; the connection that others share goes on.
         with pytest.raises(DeliveryTimeout, match=r"certainly does not have the message.*being looked up"):
             await node.ask(other.id, "hello", sender=Identity.generate(node.env.entropy).id, timeout=3)
         with pytest.raises(DeliveryTimeout):
             await own.send(Identity.generate(node.env.entropy).id, "hello", timeout=0.3)
-        assert await own.ask(other.id, 3, timeout=5) == 3
+        assert await own.ask(other.id, 3, timeout=20) == 3
         assert _link(node, other) is link
         monkeypatch.undo()
 
@@ -128,9 +128,9 @@ async def test_a_node_without_a_reachable_port_is_reached_over_the_connection_th
         assert isinstance(hub, Node)
         await hub.discovery.refresh()
         with pytest.raises(Undeliverable, match=r"listens nowhere.*certainly does not have the message"):
-            await hub.ask(own.id, "too early", timeout=5)
+            await hub.ask(own.id, "too early", timeout=20)
         assert await own.ask(other.id, "hello") == "hello"
-        assert await hub.ask(own.id, "back", timeout=5) == "back"
+        assert await hub.ask(own.id, "back", timeout=20) == "back"
         assert sum(one.accepted for one in await hub.publish("nothing", 1)) == 0
 
 

@@ -80,6 +80,7 @@ def id_of(number: int) -> bytes:
     return number.to_bytes(16, "big")
 
 
+@pytest.mark.timeout(300)
 async def test_no_script_holds_the_server_for_long(server: ServerUrl, namespace: str) -> None:
     async with RedisStore.open(server, RedisOptions(network=namespace)) as store:
         timed = Timed(store._connector, server.pid)

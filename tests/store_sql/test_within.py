@@ -358,7 +358,7 @@ async def test_a_lane_with_a_task_that_is_not_committed_yet_is_not_closed(
         await TaskManager(store.within(connection)).submit(Task(pool_id="docs"))
         (lanes,) = await store.scan([Range(LANE("docs"), None, 10)])
         key, revision = lanes[0].key, lanes[0].revision
-        with anyio.fail_after(5):
+        with anyio.fail_after(20):
             (outcome,) = await store.commit([Batch([(key, revision)], [(key, b"closing")])])
         assert outcome == Conflict((key,))
     assert len(await tasks.claim("worker", ["docs"])) == 1

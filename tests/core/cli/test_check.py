@@ -27,6 +27,7 @@ from converge.testing.running import said_of
 Converge = Callable[..., Any]
 
 
+@pytest.mark.timeout(300)
 def test_a_card_says_what_was_tried_and_show_has_the_last_one(converge: Converge, folder: Path) -> None:
     answer = converge("plugins", "check", "static", "--quick", "--json", "--report", "card.jsonl")
     assert answer.code == 0, answer.out + answer.err

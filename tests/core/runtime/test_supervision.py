@@ -324,7 +324,7 @@ async def test_a_cancelled_task_is_no_failure_of_its_agent() -> None:
             return ""
 
     with anyio.fail_after(30):
-        async with Node(lease_sec=0.6) as node:
+        async with Node() as node:
             (agent,) = await node.spawn(Waiting, pool="p")
             (one,) = await submit(node)
             await wait_until(lambda: Waiting.began)
@@ -459,8 +459,8 @@ def test_a_breaker_refuses_what_is_no_tuple_of_classes_of_errors(on: Any) -> Non
 async def test_a_rest_shows_in_the_listings_of_other_processes_until_the_agent_works_again(
     store_url: str, moody: type[Moody]
 ) -> None:
-    moody.breaker = Breaker(on=(RuntimeError,), failures=1, rest_sec=0.6)
-    with anyio.fail_after(30):
+    moody.breaker = Breaker(on=(RuntimeError,), failures=1, rest_sec=0.6, rest_greatest_sec=0.6)
+    with anyio.fail_after(60):
         async with Node(store=store_url, poll_sec=0.05) as node:
             (agent,) = await node.spawn(moody, pool="p")
             lease = (await node.handle.lease()).id.hex()
@@ -474,9 +474,12 @@ async def test_a_rest_shows_in_the_listings_of_other_processes_until_the_agent_w
                 return found
 
             assert await until() == 0
-            (bad,) = await submit(node, max_attempts=1)
-            await node.tasks.result(bad)
-            rests_until = await shown(is_rest=True)
+            rests_until = 0
+            while not rests_until:  # a rest may be over before a busy machine looks
+                (bad,) = await submit(node, max_attempts=1)
+                await node.tasks.result(bad)
+                with anyio.move_on_after(0.6):
+                    rests_until = await shown(is_rest=True)
             assert rests_until <= await node.store.time() + 750_000
             moody.is_ill = False
             (good,) = await submit(node)
