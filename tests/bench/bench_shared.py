@@ -36,7 +36,7 @@ from converge.services.store.opening import open_store
 TELL_SEC = 0.002
 """How often a process tells how much it has completed."""
 
-LEASE_SEC = 1.0
+LEASE_SEC = 1.0  # short: renewals are timed
 """Leases while renewals are timed: renewed three times a second."""
 
 RENEWING = 4

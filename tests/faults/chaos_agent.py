@@ -16,7 +16,7 @@ from converge.errors import LeaseEnded, OutcomeUnknown, StaleClaim, StoreError
 from converge.services.store.handle import StoreHandle
 from converge.services.store.lease import LeaseSettings
 
-LEASE_SEC = 2.0
+LEASE_SEC = 2.0  # short: many are to end
 AWAY_SEC = 0.1
 
 

@@ -22,7 +22,7 @@ from converge.model.keys import POOL
 from converge.services.store.handle import StoreHandle
 from converge.services.store.lease import LeaseSettings
 
-LEASE = LeaseSettings(lease_sec=2.0)
+LEASE = LeaseSettings(lease_sec=2.0)  # short: many are to end
 LOOPS = ("asyncio", "trio")
 
 

@@ -1,7 +1,7 @@
 """A process that kills itself at one of its calls of the store.
 
-`sweeper.py URL NUMBER before|after` sweeps, and the commit of that number, from 1, is its last; `sweeper.py URL take
-LEASE_SEC` claims, and never learns what.
+`sweeper.py URL NUMBER before|after` sweeps, and the commit of that number, from 1, is its last; `sweeper.py URL take`
+claims, and never learns what.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import anyio
 from converge import TaskManager, open_store
 from converge.contracts.store import Batch, Channel, Take, Turned
 from converge.services.store.handle import StoreHandle
-from converge.services.store.lease import LeaseSettings
 from converge.services.tasks import sweep
 
 PAGE = 20
@@ -53,16 +52,16 @@ async def main(url: str, number: int, when: str) -> None:
     print("swept")  # noqa: T201 - read by the test
 
 
-async def take(url: str, lease_sec: float) -> None:
+async def take(url: str) -> None:
     """Claim ten tasks, and die as the answer comes."""
     async with open_store(url) as store:
-        await StoreHandle.of(store, lease_settings=LeaseSettings(lease_sec=lease_sec)).lease()
+        await StoreHandle.of(store).lease()
         kill_at(store, 1, "after")
         await TaskManager(store).claim("dying", ["faults"], limit=10)
 
 
 if __name__ == "__main__":
     if sys.argv[2] == "take":
-        anyio.run(take, sys.argv[1], float(sys.argv[3]))
+        anyio.run(take, sys.argv[1])
     else:
         anyio.run(main, sys.argv[1], int(sys.argv[2]), sys.argv[3])

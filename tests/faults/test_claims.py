@@ -24,7 +24,7 @@ KILLS = 15
 LEAST_KILLS = KILLS if IS_FULL else 6
 """In a short run the kills end here, once one has hit a process that held a claim."""
 PARTS = {"file": 4, "redis": 2} if IS_FULL else {"file": 1, "redis": 1}
-LEASE_SEC = 2.0
+LEASE_SEC = 5.0
 
 
 @pytest.mark.parametrize(

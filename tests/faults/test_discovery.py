@@ -22,7 +22,7 @@ from converge.services.store.opening import open_store
 from converge.testing._processes.still import stand_still
 from converge.testing.fixtures import wait_until
 
-LEASE_SEC, POLL_SEC = 3.0, 0.1
+LEASE_SEC, POLL_SEC = 5.0, 0.1
 LONG_SEC = 60.0
 """A lease that does not end within a test: who vanishes was withdrawn."""
 LATE_SEC = 20.0

@@ -188,7 +188,7 @@ class One(Agent):
 async def test_a_node_whose_lease_was_written_over_goes_on(family: Family, junk: bytes) -> None:
     """Under another lease, if need be: its claims check a record that is no longer its own."""
     store = MemoryStore()
-    async with store.reopen() as other, Node(store=other, lease_sec=2.0, poll_sec=0.05, grace_sec=0.1) as node:
+    async with store.reopen() as other, Node(store=other, poll_sec=0.05, grace_sec=0.1) as node:
         await node.spawn(One, pool="p")
         tasks = TaskManager(store)
         await tasks.result(await tasks.submit(Task(pool_id="p")), timeout=10)

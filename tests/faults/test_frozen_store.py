@@ -254,7 +254,7 @@ async def test_a_short_timeout_is_no_other_callers(store: FreezingStore) -> None
 async def test_a_node_ends_the_late_calls_of_its_store(store: FreezingStore) -> None:
     """Its watchdog does, so that no call needs a timer; once the node is left each has one again."""
     await PoolManager(store).create_pool(Pool(id="p"))
-    async with Node(store=store, lease_sec=3.0, poll_sec=0.05, grace_sec=0.1, call_sec=CALL_SEC) as node:
+    async with Node(store=store, poll_sec=0.05, grace_sec=0.1, call_sec=CALL_SEC) as node:
         await node.tasks.submit(Task(pool_id="p"))
         store.freeze()
         with anyio.fail_after(10), pytest.raises(OutcomeUnknown, match="submit it again with that id"):

@@ -98,11 +98,11 @@ async def test_a_file_that_is_locked_for_longer_than_the_lease_costs_an_attempt_
     without a restart.
     """
     gate = fleet.folder / "gate"
-    process = fleet.start(agents=1, lease_sec=3.0)
+    process = fleet.start(agents=1, lease_sec=5.0)
     task_id = await tasks.submit(Task(pool_id=fleet.pool, inputs={"gate": str(gate)}))
     await until_started(fleet, 1)
     with locked(fleet):
-        await anyio.sleep(5.0)  # the lock outlasts the lease
+        await anyio.sleep(7.0)  # the lock outlasts the lease
     await until_started(fleet, 2, timeout=5 + SLOW_SEC)
     gate.touch()
     task = await tasks.result(task_id, timeout=15 + SLOW_SEC)

@@ -18,10 +18,11 @@ from converge import Pool, PoolManager, Task, TaskManager, open_store
 from converge.contracts.store import Range
 from converge.model.keys import LANE, READY
 from converge.testing.fixtures import wait_until
+from converge.testing.fleet import expire_leases
 
 IS_FULL = os.environ.get("FULL_TESTS") == "1"
 CLAIMS, STEADY, ROUNDS = (10_000, 6_000, 3) if IS_FULL else (1_000, 2_000, 1)
-LEASE_SEC = 15.0 if IS_FULL else 4.0
+LEASE_SEC = 15.0
 LEAST_CLAIMS = 100
 # How long the work may take to come back; a busy machine may take longer than is promised of a quiet one.
 BACK_SEC = 2 * LEASE_SEC if IS_FULL else 60.0
@@ -72,6 +73,8 @@ async def killed_round(folder: Path, url: str, network: str) -> float:
             await wait_until(lambda: len([one for one in claims(steady) if one[0] > began]) > LEAST_CLAIMS, timeout=60)
             holder.kill()
             killed = time.monotonic()
+            if not IS_FULL:
+                await expire_leases(store, holder.pid)
 
             async def are_back(count: int) -> bool:
                 return (await store.count([READY(lane.key[2])]))[0] >= count

@@ -97,7 +97,7 @@ async def test_a_loop_that_is_blocked_for_longer_than_the_lease_works_on(caplog:
 
     caplog.set_level(logging.CRITICAL)
     with anyio.fail_after(60):
-        async with Node(lease_sec=1.0, stall_sec=1.0) as node:
+        async with Node(lease_sec=1.0, stall_sec=1.0) as node:  # short: it is to end
             await node.spawn(Blocking, pool="p")
             await node.tasks.submit(Task(pool_id="p", inputs={"kind": "block"}, max_attempts=1))
             assert (await result(node, GOOD)).result == GOOD

@@ -47,7 +47,7 @@ def replace(path: Path, backup: Path) -> None:
 
 async def test_a_node_whose_file_was_replaced_is_not_live_and_says_so_to_all_who_call(tmp_path: Path) -> None:
     path, backup = tmp_path / "state.db", tmp_path / "backup.db"
-    async with Node(store=f"file:{path}", grace_sec=0.5, lease_sec=1.0, poll_sec=0.2) as node:
+    async with Node(store=f"file:{path}", grace_sec=0.5, poll_sec=0.2) as node:
         await node.pools.create_pool(Pool(id="p"))
         await node.spawn(Echo, pool="p")
         id_ = await node.tasks.submit(Task(pool_id="p"))

@@ -32,7 +32,7 @@ from converge.testing.store import Cut
 
 IS_FULL = os.environ.get("FULL_TESTS") == "1"
 SECONDS, WORKERS, LEAST_STALE = (60.0, 6, 10) if IS_FULL else (4.0, 3, 1)
-LEASE_SEC = 2.0
+LEASE_SEC = 2.0  # short: as the processes have it
 PROGRAM = Path(__file__).with_name("chaos_agent.py")
 
 pytestmark = pytest.mark.timeout(300)

@@ -46,14 +46,11 @@ from converge.model.keys import (
 )
 from converge.operations.tasks import Purging, purge
 from converge.services.store.handle import POOL_FRESH_SEC, StoreHandle
-from converge.services.store.lease import LeaseSettings
 from converge.services.store.pages import read_all
 from converge.testing.fixtures import wait_until
-from converge.testing.fleet import COMMAND
+from converge.testing.fleet import COMMAND, expire_leases
 
 pytestmark = pytest.mark.timeout(60)
-
-LEASE_SEC = 0.6
 
 DAMAGES: dict[str, bytes] = {
     "empty": b"",
@@ -129,7 +126,7 @@ async def good_ones_complete(node: Node, pools: tuple[str, ...] = ("faults", "be
 
 def node_of(path: Path) -> Node:
     """A node that sweeps often."""
-    return Node(store=f"file:{path}", poll_sec=0.05, lease_sec=2.0, grace_sec=0.2)
+    return Node(store=f"file:{path}", poll_sec=0.05, grace_sec=0.2)
 
 
 ALL = ["cut short", "a byte flipped", *DAMAGES]
@@ -212,7 +209,7 @@ async def test_a_pool_that_is_gone_is_told_once_and_the_other_pools_are_worked_o
 @pytest.mark.parametrize("what", ["cut short", "another program's", "not UTF-8"])
 async def test_torn_records_of_another_process_harm_nobody(path: Path, store: Store, family: Family, what: str) -> None:
     """Its descriptor is not listed; the others are, and their work goes on."""
-    async with Node(store=store, lease_sec=2.0, poll_sec=0.05, grace_sec=0.2) as torn_one:
+    async with Node(store=store, poll_sec=0.05, grace_sec=0.2) as torn_one:
         (listed,) = await torn_one.spawn(Doubler, pool="beside")
         lease = (await torn_one.handle.lease()).id
         keys: list[Key] = [AGENT(lease, listed.id), EXPIRY(lease), LEASE(lease), MEMBER("beside", listed.id)]
@@ -279,7 +276,7 @@ async def test_a_torn_row_of_any_family_stops_nobody(path: Path, store: Store, f
 async def everything_around(store: Store) -> str:
     """Tasks in each place that there is, claimed by a process that has died; return one of those that it held."""
     async with store.reopen() as handle:
-        opened = StoreHandle.of(handle, lease_settings=LeaseSettings(lease_sec=LEASE_SEC))
+        opened = StoreHandle.of(handle)
         tasks = TaskManager(handle)
         kind = Task(pool_id="faults", inputs={"n": 1}, topic="stays", retry_delay_sec=600.0)
         keyed = attrs.evolve(kind, ordering_key="k")
@@ -292,6 +289,7 @@ async def everything_around(store: Store) -> str:
         lease = await opened.lease()
         await handle.commit([Batch((), [(NOTICE(lease.id, bytes(16)), b""), (DEAD(bytes(15) + b"x"), b"")])])
         lease.abandon()
+        await expire_leases(handle)
         handle.shared = None  # nobody is left who would end it
     return ids[3]
 

@@ -28,7 +28,7 @@ class Blocked(Agent):
 async def main(url: str, network: str, plugins: list[str]) -> None:
     # A busy machine has as much time as it needs: each batch counts as quick, and nothing goes back by itself.
     with mock.patch.multiple("converge.machines.pace", QUICK_SEC=30.0, LATE_SEC=60.0, DOZE_SEC=60.0):
-        async with Node(store=url, network=network, plugins=plugins, lease_sec=3.0, poll_sec=0.1) as node:
+        async with Node(store=url, network=network, plugins=plugins, poll_sec=0.1) as node:
             await node.spawn(Blocked, pool="docs")
             while not node.feeds or not node.feeds[0].ahead.is_on:
                 quick = [Task(pool_id="docs", inputs={"blocks": False}) for _ in range(3 * SLOTS)]

@@ -20,6 +20,7 @@ from converge.contracts.store import Batch, Range, Store
 from converge.model.keys import READY
 from converge.testing._processes.still import stand_still
 from converge.testing.fixtures import wait_until
+from converge.testing.fleet import expire_leases
 
 PARTS, RACES = (8, 12_500) if os.environ.get("FULL_TESTS") == "1" else (1, 150)
 """Parts that may run beside each other, and the races of each."""
@@ -63,13 +64,14 @@ class Worker(Agent):
 
 async def test_what_a_killed_process_held_ahead_is_done_by_another(place: tuple[str, list[str], str]) -> None:
     url, plugins, network = place
-    async with Node(store=url, plugins=plugins, network=network, poll_sec=0.5, lease_sec=3.0) as node:
+    async with Node(store=url, plugins=plugins, network=network, poll_sec=0.5) as node:
         await node.pools.create_pool(Pool(id="docs"))
         with child("claiming_ahead.py", url, plugins, network) as victim:
             assert victim.stdout is not None
             ids = (await to_thread.run_sync(victim.stdout.readline)).decode().split()
             os.kill(victim.pid, signal.SIGKILL)
         assert len(ids) == 8
+        await expire_leases(node.store, victim.pid)
         await node.spawn(Worker, pool="docs")
         for id_ in ids:
             assert (await node.tasks.result(id_, timeout=60)).result == "the living one"

@@ -20,7 +20,7 @@ from converge import Task, TaskManager, open_store
 from converge.contracts.store import Range, Store
 from converge.model.keys import AGENT, EXPIRY, HELD, JOINED, LEASE, MEMBER, Family
 from converge.testing.fixtures import wait_until, wait_until_sync
-from converge.testing.fleet import COMMAND, Fleet, until_started
+from converge.testing.fleet import COMMAND, Fleet, expire_leases, until_started
 from converge.testing.place import Place
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
@@ -203,7 +203,7 @@ async def test_f9_a_stopped_process_hands_back_what_it_cannot_finish_and_leaves_
 
 
 async def test_a_second_signal_ends_a_process_at_once_and_its_task_goes_back_with_its_lease(site: Site) -> None:
-    stopped = site.fleet.start(agents=1, lease_sec=3.0, grace_sec=60.0)
+    stopped = site.fleet.start(agents=1, grace_sec=60.0)
     async with open_store(site.place.store, plugins=site.place.plugins, network=site.place.network) as store:
         await site.fleet.until_running(stopped)
         long = await TaskManager(store).submit(Task(pool_id="scenario", inputs={"long": True}))
@@ -215,7 +215,8 @@ async def test_a_second_signal_ends_a_process_at_once_and_its_task_goes_back_wit
         with anyio.fail_after(20):  # much less than its grace time
             await anyio.to_thread.run_sync(stopped.wait)
         assert stopped.returncode == 143
-        other = site.fleet.start(agents=1, lease_sec=3.0)
+        await expire_leases(store, stopped.pid)
+        other = site.fleet.start(agents=1)
         await wait_until(
             lambda: len(site.fleet.starts()[long]) == 2, timeout=20, what="another process starts the task"
         )
@@ -226,11 +227,14 @@ async def test_a_process_that_is_killed_while_it_drains_holds_the_other_up_for_a
     site: Site, tmp_path: Path
 ) -> None:
     ids = [line["id"] for line in await anyio.to_thread.run_sync(_submitted, site, tmp_path, 400)]
-    killed, other = (site.fleet.start("--drain", "--json", lease_sec=4.0) for _ in range(2))
+    killed, other = (site.fleet.start("--drain", "--json") for _ in range(2))
     await wait_until(
         lambda: any(line["pid"] == killed.pid for line in site.fleet.ledger()), timeout=NEVER_SEC, what="it works"
     )
     killed.kill()
+    killed.wait()
+    async with open_store(site.place.store, plugins=site.place.plugins, network=site.place.network) as store:
+        await expire_leases(store, killed.pid)
     with anyio.fail_after(NEVER_SEC):
         await anyio.to_thread.run_sync(other.wait)
     assert other.returncode == 0, site.fleet.log_of(other)

@@ -12,6 +12,7 @@ import pytest
 
 from converge import DiscoveryQuery, Node
 from converge.testing.fixtures import wait_until
+from converge.testing.fleet import expire_leases
 from converge.testing.place import Place
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(90)]
@@ -41,6 +42,7 @@ async def test_mail_outlives_the_process_that_was_killed_while_it_handled_it(
             await wait_until(lambda: len(holds(fleet.ledger())) == 1, timeout=30, what="a handler holds the message")
             first.send_signal(signal.SIGKILL)
             first.wait()
+            await expire_leases(node.store, first.pid)
             await node.send(address, {"do": "note", "number": 6}, mailbox=True)  # while nobody is there
             monkeypatch.setenv("CONVERGE_IDENTITY_DIR", str(tmp_path / "keys"))
             fleet.start("--transport", place.transport, agents=2)

@@ -88,7 +88,7 @@ class Load:
         """Claim, and be heard of no more: one process after the other."""
         for _ in range(DEATHS):
             async with self.store.reopen() as handle:
-                opened = StoreHandle.of(handle, lease_settings=LeaseSettings(lease_sec=0.5))
+                opened = StoreHandle.of(handle, lease_settings=LeaseSettings(lease_sec=0.5))  # short: it is to end
                 with suppress(LeaseEnded):  # the machine was busy for as long
                     await TaskManager(handle).claim("dying", ["docs"], limit=3)
                 if (lease := opened.lease_opened) is not None:
@@ -115,8 +115,8 @@ async def test_each_task_ends_once_whatever_happens_beside_it(store: Store) -> N
     async with anyio.create_task_group() as beside, store.reopen() as one, store.reopen() as two:
         beside.start_soon(load.close_lanes)
         async with (
-            Node(store=one, poll_sec=0.2, lease_sec=3.0) as first,
-            Node(store=two, poll_sec=0.2, lease_sec=3.0) as second,
+            Node(store=one, poll_sec=0.2) as first,
+            Node(store=two, poll_sec=0.2) as second,
         ):
             for node in (first, second):
                 await node.spawn(Mine, count=2, pool="docs")

@@ -17,7 +17,7 @@ from converge.errors import Backpressure, DeliveryTimeout, HandlerFailed, Messag
 from converge.model.identity import agent_id
 from converge.runtime.agents.inbox import INBOX
 from converge.testing.fixtures import wait_until
-from converge.testing.fleet import Fleet, all_terminal
+from converge.testing.fleet import Fleet, all_terminal, expire_leases
 from converge.testing.place import Place
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(150)]
@@ -29,8 +29,6 @@ each_store_and_transport = pytest.mark.parametrize("two", EACH, ids="-".join, in
 
 PATIENCE_SEC = 30.0
 """What has a timeout of its own ends by it, on a busy machine a little later."""
-CALM_SEC = 9.0
-"""The lease of the test's own node, which loses it nowhere: a call of the store has two thirds of it."""
 
 AGENTS = 3
 TASKS = 400
@@ -86,7 +84,7 @@ def of_two_nodes(found: list[AgentDescriptor]) -> tuple[AgentDescriptor, AgentDe
 async def test_two_processes_share_the_tasks_of_a_pool(two: Running, tmp_path: Path) -> None:
     """No task ends before each process has begun some."""
     gate = tmp_path / "gate"
-    async with two.place.node(lease_sec=CALM_SEC) as node:
+    async with two.place.node() as node:
         await talkers(node, 2 * AGENTS)
         wanted = [Task(pool_id=two.place.pool, inputs={"n": n, "gate": str(gate)}) for n in range(TASKS)]
         ids = await node.tasks.submit_many(wanted)
@@ -103,7 +101,7 @@ async def test_two_processes_share_the_tasks_of_a_pool(two: Running, tmp_path: P
 
 
 async def test_each_process_sees_the_agents_of_all_as_verified_descriptors(two: Running) -> None:
-    async with two.place.node(lease_sec=CALM_SEC) as node:
+    async with two.place.node() as node:
         (own,) = await node.spawn(Silent)
         found = await talkers(node, 2 * AGENTS)
         assert {one.id for one in found} == {agent_id(bytes.fromhex(one.public_key)) for one in found}
@@ -118,7 +116,7 @@ async def test_each_process_sees_the_agents_of_all_as_verified_descriptors(two: 
 
 
 async def test_a_message_and_a_question_reach_an_agent_of_another_process_by_its_id(two: Running) -> None:
-    async with two.place.node(lease_sec=CALM_SEC) as node:
+    async with two.place.node() as node:
         (own,) = await node.spawn(Silent)
         first, second = of_two_nodes(await talkers(node, 2 * AGENTS))
         receipt = await own.send(first.id, {"do": "note", "number": 1}, ack="accepted")
@@ -138,7 +136,7 @@ async def test_a_message_and_a_question_reach_an_agent_of_another_process_by_its
 
 
 async def test_every_level_and_every_kind_of_recipient_reaches_agents_of_other_processes(two: Running) -> None:
-    async with two.place.node(lease_sec=CALM_SEC) as node:
+    async with two.place.node() as node:
         (own,) = await node.spawn(Silent)
         found = await talkers(node, 2 * AGENTS)
         first, _ = of_two_nodes(found)
@@ -169,7 +167,7 @@ async def test_every_level_and_every_kind_of_recipient_reaches_agents_of_other_p
 
 
 async def test_what_a_handler_raises_comes_back_as_handler_failed(two: Running) -> None:
-    async with two.place.node(lease_sec=CALM_SEC) as node:
+    async with two.place.node() as node:
         there = (await talkers(node, 2 * AGENTS))[0]
         with pytest.raises(HandlerFailed, match=r"ValueError: no such page"):
             await node.ask(there.id, {"do": "raise", "say": "no such page"})
@@ -181,7 +179,7 @@ async def test_what_a_handler_raises_comes_back_as_handler_failed(two: Running) 
 
 @each_store_and_transport
 async def test_an_unknown_id_is_undeliverable(two: Running) -> None:
-    async with two.place.node(lease_sec=CALM_SEC) as node:
+    async with two.place.node() as node:
         nobody = Identity.generate(node.env.entropy).id
         with pytest.raises(Undeliverable, match=nobody):
             await node.send(nobody, "hello", timeout=5)
@@ -191,7 +189,7 @@ async def test_an_unknown_id_is_undeliverable(two: Running) -> None:
 
 @each_store_and_transport
 async def test_an_agent_without_on_message_refuses_messages(two: Running) -> None:
-    async with two.place.node(lease_sec=CALM_SEC) as node:
+    async with two.place.node() as node:
         (own,) = await node.spawn(Silent)
         there = (await talkers(node, 2 * AGENTS))[0]
         with pytest.raises(HandlerFailed, match=r"Undeliverable: agent .* takes no messages"):
@@ -199,7 +197,7 @@ async def test_an_agent_without_on_message_refuses_messages(two: Running) -> Non
 
 
 async def test_a_full_inbox_is_backpressure_and_the_connection_goes_on(two: Running) -> None:
-    async with two.place.node(lease_sec=CALM_SEC) as node:
+    async with two.place.node() as node:
         senders = await node.spawn(Silent, count=50)
         there = (await talkers(node, 2 * AGENTS))[0]
         near = next(
@@ -236,7 +234,7 @@ async def test_agents_of_a_stopped_process_vanish_and_messages_to_them_end_in_an
 ) -> None:
     third = two.place.fleet(tmp_path)
     try:
-        async with two.place.node(lease_sec=CALM_SEC) as node:
+        async with two.place.node() as node:
             before = {one.id for one in await talkers(node, 2 * AGENTS)}
             process = third.start("--transport", two.place.transport, agents=1)
             (gone,) = (one for one in await talkers(node, 2 * AGENTS + 1) if one.id not in before)
@@ -255,18 +253,18 @@ async def test_agents_of_a_stopped_process_vanish_and_messages_to_them_end_in_an
 async def test_messages_to_a_killed_process_end_in_an_error_by_their_deadline(two: Running, tmp_path: Path) -> None:
     third = two.place.fleet(tmp_path)
     try:
-        async with two.place.node(lease_sec=CALM_SEC) as node:
+        async with two.place.node() as node:
             before = {one.id for one in await talkers(node, 2 * AGENTS)}
-            process = third.start("--transport", two.place.transport, agents=1, lease_sec=2.0)
+            process = third.start("--transport", two.place.transport, agents=1)
             (gone,) = (one for one in await talkers(node, 2 * AGENTS + 1) if one.id not in before)
             await node.send(gone.id, {"do": "hold"})
             async with anyio.create_task_group() as group:
                 group.start_soon(_ends_in_an_error, node, gone.id)
                 await anyio.to_thread.run_sync(process.kill)
-            # On a busy machine its lease may have ended by now: then the node knows already that it is gone.
             with anyio.fail_after(PATIENCE_SEC), pytest.raises((DeliveryTimeout, Undeliverable)):
                 await node.send(gone.id, {"do": "echo"}, timeout=0.5)
-            await talkers(node, 2 * AGENTS)  # within lease and poll interval
+            await expire_leases(node.store, process.pid)
+            await talkers(node, 2 * AGENTS)  # within a poll interval
             with pytest.raises(Undeliverable):
                 await node.send(gone.id, {"do": "echo"})
     finally:
@@ -280,7 +278,7 @@ async def _ends_in_an_error(node: Node, to: str) -> None:
 
 @each_store_and_transport
 async def test_a_process_without_a_transport_shares_tasks_and_says_why_it_cannot_talk(two: Running) -> None:
-    async with two.place.node(transport="", lease_sec=CALM_SEC) as node:
+    async with two.place.node(transport="") as node:
         there = (await talkers(node, 2 * AGENTS))[0]
         with pytest.raises(Undeliverable, match="no transport; give it one with --transport"):
             await node.send(there.id, {"do": "echo"})
@@ -297,7 +295,7 @@ class Asked(Agent):
 
 @each_store_and_transport
 async def test_processes_reach_an_agent_that_joined_later(two: Running) -> None:
-    async with two.place.node(lease_sec=CALM_SEC) as node:
+    async with two.place.node() as node:
         (own,) = await node.spawn(Asked)
         for there in of_two_nodes(await talkers(node, 2 * AGENTS)):
             answer = await node.ask(there.id, {"do": "relay", "to": own.id, "number": 1, "say": "later"})

@@ -21,6 +21,7 @@ from research_team.team import Critic, Lead, Worker
 
 from converge import Agent, Node, Pool, PoolManager, Task, TaskManager, TaskState, open_store
 from converge.testing.fixtures import wait_until, wait_until_sync
+from converge.testing.fleet import expire_leases
 
 EXAMPLES = Path(__file__).parents[2] / "docs/examples"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(EXAMPLES)}
@@ -104,7 +105,7 @@ async def test_a_job_that_is_cancelled_withdraws_and_its_workers_end(
 def started(kind: type[Agent], redis_url: str, network: str, model: Model) -> subprocess.Popen[bytes]:
     command = [str(Path(sys.executable).with_name("converge")), "run", f"research_team.team:{kind.__name__}"]
     command += ["--pool", POOLS[kind], "--store", redis_url, "--network", network, "--transport", "tcp://127.0.0.1:0"]
-    environment = {**ENVIRONMENT, "MODEL_URL": model.url, "CONVERGE_LEASE_SEC": "2"}
+    environment = {**ENVIRONMENT, "MODEL_URL": model.url}
     return preloaded.start(command, env=environment, stderr=subprocess.DEVNULL)
 
 
@@ -134,6 +135,8 @@ async def test_three_processes_lose_and_repeat_nothing_when_two_of_them_are_kill
 
             await wait_until(is_asked, timeout=60)
             running[kind].kill()
+            running[kind].wait()
+            await expire_leases(store, running[kind].pid)
             running[kind] = start(kind)
         with anyio.fail_after(120):
             await until_waiting(tasks, id_)

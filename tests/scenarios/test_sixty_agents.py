@@ -19,7 +19,7 @@ import pytest
 from converge import Agent, Capability, DiscoveryQuery, Task
 from converge.errors import MessageError
 from converge.testing.fixtures import wait_until
-from converge.testing.fleet import all_terminal
+from converge.testing.fleet import all_terminal, expire_leases
 from converge.testing.place import Place
 
 IS_FULL = os.environ.get("FULL_TESTS") == "1"
@@ -51,8 +51,8 @@ async def test_three_processes_of_twenty_agents_talk_and_work_through_a_kill_and
 ) -> None:
     fleet = place.fleet(tmp_path)
     try:
-        processes = [fleet.start("--transport", place.transport, agents=AGENTS, lease_sec=3.0) for _ in range(2)]
-        async with place.node(lease_sec=3.0) as node:
+        processes = [fleet.start("--transport", place.transport, agents=AGENTS) for _ in range(2)]
+        async with place.node() as node:
             senders = await node.spawn(Sender, count=SENDERS)
             known = await _talkers(node, 2 * AGENTS)
             assert len({one.node_key for one in known}) == 2
@@ -88,11 +88,12 @@ async def test_three_processes_of_twenty_agents_talk_and_work_through_a_kill_and
                 await wait_until(lambda: outcomes.total() > MESSAGES // 3, timeout=60, what="a third is sent")
                 processes[0].send_signal(signal.SIGKILL)
                 await anyio.to_thread.run_sync(processes[0].wait)
-                fleet.start("--transport", place.transport, agents=AGENTS, lease_sec=3.0)
+                await expire_leases(node.store, processes[0].pid)
+                fleet.start("--transport", place.transport, agents=AGENTS)
                 await wait_until(lambda: outcomes.total() > MESSAGES // 2, timeout=60, what="a half is sent")
                 processes[1].send_signal(signal.SIGTERM)  # and one is restarted
                 await anyio.to_thread.run_sync(processes[1].wait)
-                fleet.start("--transport", place.transport, agents=AGENTS, lease_sec=3.0)
+                fleet.start("--transport", place.transport, agents=AGENTS)
             assert fanned["node"], "topic and pool were sent to"
             assert outcomes.total() == MESSAGES, "each send ended in a receipt or a typed error"
             assert outcomes["receipt"] >= MESSAGES // 3

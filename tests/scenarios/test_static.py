@@ -50,7 +50,6 @@ def node(transport: str, *endpoints: str, file: str = "", **more: object) -> Nod
         options=options,
         plugins=plugins,
         poll_sec=POLL_SEC,
-        lease_sec=1.0,
         **more,  # type: ignore[arg-type]
     )
 
@@ -111,7 +110,8 @@ async def test_an_agent_that_joins_a_pool_is_found_in_it_and_its_sequence_rises(
 
 async def test_agents_of_a_node_that_has_stopped_are_listed_no_longer() -> None:
     async with AsyncExitStack() as stack:
-        second = await stack.enter_async_context(node("local:second", "local:first"))
+        # short: for so long it waits for a node that is gone
+        second = await stack.enter_async_context(node("local:second", "local:first", lease_sec=1.0))
         async with node("local:first") as first:
             (there,) = await first.spawn(Echo)
             await knows(second, there)

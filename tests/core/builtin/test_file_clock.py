@@ -145,7 +145,7 @@ async def test_a_node_is_not_ready_while_store_time_is_ahead_and_says_by_how_muc
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     booted = Clock(monkeypatch)
-    async with Node(store=url, grace_sec=0.5, lease_sec=1.0, poll_sec=0.1) as node:
+    async with Node(store=url, grace_sec=0.5, poll_sec=0.1) as node:
         await node.spawn(Idle, pool="p")
         booted.wall -= HOUR
         await wait_until(lambda: not node.health().is_ready, timeout=20)

@@ -40,8 +40,8 @@ def copy(source: Path, target: Path) -> None:
 
 @pytest.fixture
 def running(start: Start, folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """A process that counts words in the pool `docs`, with a short lease."""
-    (folder / "fast.toml").write_text("lease_sec = 3\npoll_sec = 0.1")
+    """A process that counts words in the pool `docs`, and polls often."""
+    (folder / "fast.toml").write_text("poll_sec = 0.1")
     process = start("run", "counting:WordCounter", "-c", "fast.toml", "--agents", "2", "--pool", "docs", *STORE)
     assert process.stderr is not None
     assert any("running" in line for line in process.stderr), "it ended before it ran"

@@ -5,6 +5,7 @@ own.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from converge.errors import ConvergeError, StoreRefused
 from converge.runtime.network.discovery_store import store_url
 from converge.testing.fixtures import wait_until
 
-POLL_SEC, LEASE_SEC = 0.05, 3.0
+POLL_SEC = 0.05
 
 
 class Echo(Agent):
@@ -21,13 +22,13 @@ class Echo(Agent):
         return message.payload
 
 
-def node(folder: Path, name: str) -> Node:
+def node(folder: Path, name: str, **more: Any) -> Node:
     return Node(
         store=f"file:{folder}/{name}.db",
         discovery_store=f"{folder}/discovery.db",
         transport=f"local:{name}",
         poll_sec=POLL_SEC,
-        lease_sec=LEASE_SEC,
+        **more,
     )
 
 
@@ -58,7 +59,8 @@ async def test_a_node_that_stops_is_listed_no_longer(tmp_path: Path) -> None:
 
 
 async def test_agents_stay_listed_for_longer_than_a_lease_and_come_back_under_another_one(tmp_path: Path) -> None:
-    async with node(tmp_path, "a") as a, node(tmp_path, "b") as b:
+    # short: it is outlasted
+    async with node(tmp_path, "a") as a, node(tmp_path, "b", lease_sec=3.0) as b:
         (there,) = await b.spawn(Echo)
         first = await b.network._sighted.lease()
         first.give_up("a test wants it")
@@ -68,9 +70,12 @@ async def test_agents_stay_listed_for_longer_than_a_lease_and_come_back_under_an
             return found.get(there.id, first.id.hex()) != first.id.hex()
 
         await wait_until(is_there_again, timeout=30.0)
-        second = await b.network._sighted.lease()
-        await wait_until(lambda: second.renewals > 3, timeout=30.0, what="that the lease lives on")
-        assert there.id in {one.id for one in await a.discovery.query(DiscoveryQuery(), refresh_from_store=True)}
+
+        async def outlasts_a_lease() -> bool:  # a busy machine may lose another one
+            return (await b.network._sighted.lease()).renewals > 3
+
+        await wait_until(outlasts_a_lease, timeout=30.0, what="that the lease lives on")
+        await wait_until(is_there_again, timeout=30.0)
 
 
 async def test_a_discovery_store_that_cannot_be_opened_is_told_at_start(tmp_path: Path) -> None:

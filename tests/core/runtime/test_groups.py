@@ -13,7 +13,7 @@ import anyio
 import pytest
 
 from converge.contracts.store import Batch, Committed
-from converge.errors import NoSuchPool, PoolClosed
+from converge.errors import LeaseEnded, NoSuchPool, PoolClosed
 from converge.machines.breaker import Breaker
 from converge.machines.task import TaskState
 from converge.model.descriptor import DiscoveryQuery
@@ -24,6 +24,7 @@ from converge.runtime.agents.agent import Agent
 from converge.runtime.claiming.groups import Groups
 from converge.runtime.node import Node
 from converge.services.pools import PoolManager
+from converge.services.store.lease import Lease
 from converge.testing.fixtures import wait_until
 
 
@@ -197,7 +198,7 @@ async def test_after_a_lost_lease_agents_are_back_in_the_pools_that_ask_for_a_se
 ) -> None:
     caplog.set_level(logging.CRITICAL)
     with anyio.fail_after(30):
-        async with Node(store=store_url, poll_sec=0.05, lease_sec=3.0) as node:
+        async with Node(store=store_url, poll_sec=0.05) as node:
             for pool_id in ("s", "t"):
                 await node.pools.create_pool(Pool(id=pool_id, admission="secret"), secret=f"open {pool_id}")
             started, (joined,) = (
@@ -205,9 +206,7 @@ async def test_after_a_lost_lease_agents_are_back_in_the_pools_that_ask_for_a_se
                 await node.spawn(Worker, pool="p"),
             )
             await joined.join("t", secret="open t")
-            lease = node.handle.lease_opened
-            assert lease is not None
-            await _end(node, lease.id)
+            lease = await _lose_lease(node)
             await wait_until(lambda: node.handle.lease_opened not in (None, lease), what="another lease", timeout=30)
             agents = {"s": sorted(one.id for one in started), "t": [joined.id], "p": [joined.id]}
             for pool_id, ids in agents.items():
@@ -227,15 +226,19 @@ async def _are_listed(node: Node, agents: list[str]) -> bool:
     return [one.id for one in await node.discovery.query(DiscoveryQuery(), refresh_from_store=True)] == agents
 
 
-async def _end(node: Node, lease_id: bytes) -> None:
-    """What a reaper of another process does with a lease that was not renewed."""
-
+async def _lose_lease(node: Node) -> Lease:
+    """Do what a reaper of another process does with a lease that was not renewed, and let the node find it out."""
+    lease = node.handle.lease_opened
+    assert lease is not None
     outcome: object = None
     while not isinstance(outcome, Committed):  # the node may write its record anew meanwhile
-        (entry,) = await node.store.get([LEASE(lease_id)])
+        (entry,) = await node.store.get([LEASE(lease.id)])
         assert entry is not None
-        batch = Batch([(entry.key, entry.revision)], [(DEAD(lease_id), b"")], [entry.key, EXPIRY(lease_id)])
+        batch = Batch([(entry.key, entry.revision)], [(DEAD(lease.id), b"")], [entry.key, EXPIRY(lease.id)])
         (outcome,) = await node.store.commit([batch])
+    with pytest.raises(LeaseEnded):
+        await lease.touch()
+    return lease
 
 
 async def test_an_agent_that_joined_and_then_did_not_start_is_forgotten_when_others_rejoin(
@@ -248,23 +251,15 @@ async def test_an_agent_that_joined_and_then_did_not_start_is_forgotten_when_oth
 
     caplog.set_level(logging.CRITICAL)
     with anyio.fail_after(30):
-        async with Node(store=store_url, poll_sec=0.05, lease_sec=3.0) as node:
+        async with Node(store=store_url, poll_sec=0.05) as node:
             await node.pools.create_pool(Pool(id="q"))
             (agent,) = await node.spawn(Worker, pool="p")
             with pytest.raises(RuntimeError, match="it does not start"):
                 await node.spawn(Failing, pool="p")
-            lease = node.handle.lease_opened
-            assert lease is not None
-            await _end(node, lease.id)
+            lease = await _lose_lease(node)
             await wait_until(lambda: node.handle.lease_opened not in (None, lease), what="another lease", timeout=30)
             await wait_until(lambda: _are_members(node, "p", [agent.id]), what="the one that runs is a member again")
             assert await run(node, "p") == {agent.id} and await node.pools.members("q") == []
-
-
-async def _lose_lease(node: Node) -> None:
-    lease = node.handle.lease_opened
-    assert lease is not None
-    await _end(node, lease.id)
 
 
 async def test_an_agent_that_retires_while_others_rejoin_keeps_none_of_them_away(
@@ -281,7 +276,7 @@ async def test_an_agent_that_retires_while_others_rejoin_keeps_none_of_them_away
 
     caplog.set_level(logging.CRITICAL)
     with anyio.fail_after(30):
-        async with Node(store=store_url, poll_sec=0.05, lease_sec=3.0) as node:
+        async with Node(store=store_url, poll_sec=0.05) as node:
             gone, stays = await node.spawn(Worker, count=2, pool=("p", "q"))
             monkeypatch.setattr(PoolManager, "join_many", gated)
             await _lose_lease(node)
@@ -308,7 +303,7 @@ async def test_what_nobody_expected_while_agents_rejoin_is_no_end_of_that(
 
     caplog.set_level(logging.CRITICAL)
     with anyio.fail_after(30):
-        async with Node(store=store_url, poll_sec=0.05, lease_sec=3.0) as node:
+        async with Node(store=store_url, poll_sec=0.05) as node:
             (agent,) = await node.spawn(Worker, pool="p")
             monkeypatch.setattr(Groups, "rejoin", failing)
             await _lose_lease(node)
@@ -364,13 +359,11 @@ async def test_an_agent_whose_start_outlasts_a_lost_lease_is_a_member_all_the_sa
 
     caplog.set_level(logging.CRITICAL)
     with anyio.fail_after(30):
-        async with Node(store=store_url, poll_sec=0.05, lease_sec=3.0) as node, anyio.create_task_group() as group:
+        async with Node(store=store_url, poll_sec=0.05) as node, anyio.create_task_group() as group:
             await node.pools.create_pool(Pool(id="s", admission="secret"), secret="open s")
             group.start_soon(lambda: node.spawn(Slow, pool="s", secret="open s"))
             await Slow.began.wait()
-            lease = node.handle.lease_opened
-            assert lease is not None
-            await _end(node, lease.id)
+            lease = await _lose_lease(node)
             await wait_until(lambda: node.handle.lease_opened not in (None, lease), what="another lease", timeout=30)
             Slow.gate.set()
             await wait_until(lambda: len(node.agents) == 1, what="it has started")

@@ -120,7 +120,7 @@ async def test_the_oldest_ready_task_of_each_pool_is_told() -> None:
 async def test_the_endpoint_answers_while_the_loop_is_blocked_and_says_so(stall_sec: float, live: int) -> None:
     """Only a restart helps once stall_sec has passed."""
     GO_ON.clear()
-    async with Node(health="0", lease_sec=0.5, stall_sec=stall_sec) as node:
+    async with Node(health="0", lease_sec=2.0, stall_sec=stall_sec) as node:  # short: stall_sec is no shorter
         await node.spawn(Worker, pool="docs")
         url, seen = str(node.health_url), list[tuple[int, int, str]]()
 

@@ -109,7 +109,7 @@ async def work(store: Store) -> None:
     """
     for _ in range(STARTS):
         with suppress(StoreError, LeaseEnded):
-            async with Node(store=store, lease_sec=2.0, poll_sec=0.2) as node:
+            async with Node(store=store, lease_sec=2.0, poll_sec=0.2) as node:  # short: each is killed
                 await node.spawn(Worker, pool="p")
                 await anyio.sleep_forever()
 

@@ -18,7 +18,10 @@ from typing import Any, ClassVar
 import anyio
 import attrs
 
+from converge.contracts.store import Batch, Store
+from converge.model.keys import EXPIRY
 from converge.services.durable.manager import TaskManager
+from converge.services.store.processes import leases
 from converge.testing.fixtures import wait_until
 
 COMMAND = Path(sys.executable).with_name("converge")
@@ -58,7 +61,7 @@ class Fleet:
         self,
         *flags: str,
         agents: int = 4,
-        lease_sec: float = 2.0,
+        lease_sec: float = 15.0,
         grace_sec: float = 5.0,
         environment: Mapping[str, str] | None = None,
         within: Sequence[str] = (),
@@ -145,6 +148,15 @@ async def all_terminal(tasks: TaskManager, ids: list[str], *, timeout: float) ->
     with anyio.fail_after(timeout):
         for task_id in ids:
             await tasks.result(task_id)
+
+
+async def expire_leases(store: Store, *pids: int) -> None:
+    """Let the leases of dead processes, of all if none is named, expire now. Nobody waits for it then, and while they
+    lived their leases could be too long for a busy machine to lose them.
+    """
+    expired = [one for one in await leases(store) if not pids or one.pid in pids]
+    assert expired, f"no lease of {pids}"
+    await store.commit([Batch(puts=[(EXPIRY(bytes.fromhex(one.id)), b"1") for one in expired])])
 
 
 async def until_started(fleet: Fleet, count: int, *, timeout: float = 30.0) -> None:

@@ -11,8 +11,8 @@ import attrs
 from converge.runtime.node import Node
 from converge.testing.fleet import Fleet
 
-LEASE_SEC, POLL_SEC = 2.0, 0.3
-"""Short enough that a test sees a lease end, long enough that a busy machine keeps it; a fleet has the same."""
+POLL_SEC = 0.3
+"""Short enough that no test waits for long; a fleet has the same."""
 
 
 @attrs.frozen(kw_only=True)
@@ -36,7 +36,6 @@ class Place:
     def node(self, **settings: Any) -> Node:
         """Return a node for the test's own process, not yet entered."""
         mine: dict[str, Any] = {
-            "lease_sec": LEASE_SEC,
             "poll_sec": POLL_SEC,
             "grace_sec": 0.0,
             "transport": self.transport,

@@ -34,7 +34,7 @@ from converge.testing._task.base import (
 from converge.testing.clauses import expect, expect_equal
 from converge.testing.fixtures import wait_until
 
-LEASES_SEC = (0.6, 3.0, 10.0)
+LEASES_SEC = (0.6, 3.0, 10.0)  # short: each is outlasted
 """Leases that are to be renewed: a longer one where a loaded machine was too slow for one before."""
 
 

@@ -21,7 +21,7 @@ Work = Callable[[Process], Awaitable[T]]
 
 LEASE_SEC = 60.0
 """No machine is so slow that a process loses it by accident: who is to die shortens it."""
-LAST_LEASE_SEC = 0.02
+LAST_LEASE_SEC = 0.02  # short: it is to end
 ANSWER_SEC = 60.0
 
 
