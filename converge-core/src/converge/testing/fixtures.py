@@ -37,7 +37,7 @@ POOL_PROCESSES = (b"multiprocessing.resource_tracker", b"multiprocessing.forkser
 
 
 async def wait_until(
-    condition: Callable[[], bool | Awaitable[bool]], *, timeout: float = 9.0, what: str = "the condition"
+    condition: Callable[[], bool | Awaitable[bool]], *, timeout: float = 30.0, what: str = "the condition"
 ) -> None:
     """Return once the condition holds; ask it every few milliseconds.
 
@@ -53,7 +53,7 @@ async def wait_until(
     raise AssertionError(f"{what} did not come true within {timeout:g} s")
 
 
-def wait_until_sync(condition: Callable[[], bool], *, timeout: float = 9.0, what: str = "the condition") -> None:
+def wait_until_sync(condition: Callable[[], bool], *, timeout: float = 30.0, what: str = "the condition") -> None:
     """Wait as `wait_until` does, in tests without an event loop, such as those that watch other processes."""
     if not _holds_within(condition, timeout):
         raise AssertionError(f"{what} did not come true within {timeout:g} s")

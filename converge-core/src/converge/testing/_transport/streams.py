@@ -208,7 +208,7 @@ class StreamTransportContract(TransportContract):
                 waited = Ending()
                 async with anyio.create_task_group() as group:
                     group.start_soon(waited.of, pair.far.receive)
-                    await wait_until(lambda missing=size - cut: len(held) >= missing)  # type: ignore[misc]  # bound now
+                    await wait_until(lambda missing=size - cut: len(held) >= missing, timeout=9.0)  # type: ignore[misc]  # bound now
                     await anyio.wait_all_tasks_blocked()
                     await turns(10)
                     group.cancel_scope.cancel()
