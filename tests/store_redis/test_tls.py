@@ -166,7 +166,7 @@ def certificate(tmp_path: Path) -> Path:
 @pytest.fixture
 def shown(options: RedisOptions, certificate: Path) -> RedisOptions:
     """What a client needs: servers ask it for a certificate."""
-    return attrs.evolve(options, tls_ca=certificate, tls_certificate=certificate, connect_timeout_sec=2.0)
+    return attrs.evolve(options, tls_ca=certificate, tls_certificate=certificate, connect_timeout_sec=20.0)
 
 
 @pytest.fixture
