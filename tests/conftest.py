@@ -13,18 +13,21 @@ import sys
 import tempfile
 import zlib
 from collections import Counter
-from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import anyio
 import preloaded
 import pytest
 from hypothesis import HealthCheck, settings
 
 from converge import Agent, Node, Pool, PoolManager, Task, TaskManager, TaskState, open_store
 from converge.contracts.store import Batch, Committed
+from converge.env import SYSTEM
 from converge.testing.servers import ServerUrl, mariadb_server, postgres_server, redis_server
 
 pytest_plugins = ["converge.testing.fixtures"]
@@ -233,6 +236,30 @@ def calls_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Counter[str]]:
         return calls
 
     return count
+
+
+@pytest.fixture
+def lateness() -> Callable[[], AbstractAsyncContextManager[list[float]]]:
+    """`async with lateness() as late`: how late the event loop woke each time, in seconds. On a machine that stands
+    still all is late.
+    """
+
+    @asynccontextmanager
+    async def measured() -> AsyncIterator[list[float]]:
+        late: list[float] = []
+
+        async def measure() -> None:
+            while True:
+                due = SYSTEM.monotonic() + 0.01
+                await anyio.sleep(0.01)
+                late.append(max(0.0, SYSTEM.monotonic() - due))
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(measure)
+            yield late
+            group.cancel_scope.cancel()
+
+    return measured
 
 
 @pytest.fixture(scope="session")

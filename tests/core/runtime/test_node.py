@@ -5,8 +5,8 @@ time.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import anyio
@@ -28,7 +28,9 @@ from converge.services.durable.manager import TaskManager
 from converge.services.pools import PoolManager
 from converge.testing._store.outages import Outages, OutageStore
 from converge.testing.fixtures import wait_until
+from converge.testing.fleet import expire_leases
 
+Lateness = Callable[[], AbstractAsyncContextManager[list[float]]]
 LEASE_SEC = 15.0
 LEFT_SEC = 0.3
 """What is left of a lease that is not renewed: no test waits for all of it."""
@@ -70,29 +72,16 @@ async def store(outage: Outages) -> AsyncIterator[OutageStore]:
     yield OutageStore(outage)
 
 
-@asynccontextmanager
-async def lateness() -> AsyncIterator[list[float]]:
-    """How late the event loop woke each time, in seconds: on a machine that stands still, all of a node is late."""
-    late: list[float] = []
-
-    async def measure() -> None:
-        while True:
-            due = SYSTEM.monotonic() + 0.01
-            await anyio.sleep(0.01)
-            late.append(max(0.0, SYSTEM.monotonic() - due))
-
-    async with anyio.create_task_group() as group:
-        group.start_soon(measure)
-        yield late
-        group.cancel_scope.cancel()
-
-
 def node_on(store: Store, **settings: Any) -> Node:
     return Node(store=store, poll_sec=0.05, grace_sec=0.2, **settings)
 
 
 async def test_after_an_outage_longer_than_the_lease_work_flows_again(
-    store: OutageStore, outage: Outages, worker: type[Worker], caplog: pytest.LogCaptureFixture
+    store: OutageStore,
+    outage: Outages,
+    worker: type[Worker],
+    lateness: Lateness,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.CRITICAL)
     with anyio.fail_after(30):
@@ -109,6 +98,7 @@ async def test_after_an_outage_longer_than_the_lease_work_flows_again(
                 "handlers are cancelled before the lease can end"
             )
             await wait_until(lambda: node.handle.lease_opened is not first, what="the lease is given up", timeout=10)
+            await expire_leases(MemoryStore(core=store._core, bell=store._bell))
             await anyio.sleep(0.3)  # the outage goes on
             outage.is_away = False
             worker.gate.set()
@@ -124,7 +114,11 @@ async def _lists(node: Node, count: int) -> bool:
 
 
 async def test_a_silent_store_costs_the_handlers_their_time_before_the_lease_can_end(
-    store: OutageStore, outage: Outages, worker: type[Worker], caplog: pytest.LogCaptureFixture
+    store: OutageStore,
+    outage: Outages,
+    worker: type[Worker],
+    lateness: Lateness,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.CRITICAL)
     with anyio.fail_after(30):
