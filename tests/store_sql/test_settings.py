@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from converge.contracts.store import Batch, Committed
 from converge.errors import ConvergeError, InvalidValue, StoreBusy, StoreRefused, StoreUnavailable, Unsupported
 from converge.model.keys import POOL
 from converge_store_sql import SqlOptions, SqlStore
+
+PAGE = Path(__file__).parents[2] / "docs/reference/postgresql.md"
 
 LIMITS = (
     "statement_timeout = '1ms'",
@@ -115,6 +118,42 @@ async def test_a_table_that_was_removed_is_refused_with_what_makes_it_anew(
         await operator.execute(f"drop table {options.network}_pool cascade")
         with pytest.raises(StoreRefused, match="converge store migrate"):
             await store.commit([Batch(puts=[(POOL("p"), b"1")])])
+
+
+async def test_a_network_whose_tables_alone_were_put_back_is_given_its_functions_and_view(
+    postgres_url: str, options: SqlOptions, operator: asyncpg.Connection
+) -> None:
+    """A dump of the tables has no functions, and without them its view cannot be put back."""
+    network, functions = options.network, ("lost_race", "json", "moment", "number")
+    async with SqlStore.open(postgres_url, options) as store:
+        await store.commit([Batch(puts=[(POOL("p"), b"1")])])
+        for name in functions:
+            await operator.execute(f"drop routine {network}_{name} cascade")
+        with pytest.raises(StoreRefused, match="converge store migrate"):
+            await store.commit([Batch(puts=[(POOL("p"), b"2")])])
+    missing = await SqlStore.pending(postgres_url, options)
+    assert missing == [f"the function {network}_lost_race", f"the view {network}_tasks, with its present columns"]
+    async with SqlStore.open(postgres_url, options) as store:
+        (outcome,) = await store.commit([Batch(puts=[(POOL("p"), b"3")])])
+        assert isinstance(outcome, Committed)
+    assert await SqlStore.pending(postgres_url, options) == []
+    assert await operator.fetchval(f"select count(*) from {network}_tasks") == 0
+
+
+async def test_a_network_that_was_removed_is_made_anew_though_its_functions_stay(
+    postgres_url: str, options: SqlOptions, operator: asyncpg.Connection
+) -> None:
+    network = options.network
+    (block,) = re.findall(r"^```text\n(do .*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    removal = block.replace("converge_", f"{network}_")
+    async with SqlStore.open(postgres_url, options) as store:
+        await store.commit([Batch(puts=[(POOL("p"), b"1")])])
+    await operator.execute(removal.partition("drop function")[0])
+    async with SqlStore.open(postgres_url, options) as store:
+        assert await store.get([POOL("p")]) == [None]
+    await operator.execute(removal)
+    names = "select relname from pg_class union all select proname from pg_proc"
+    assert await operator.fetch(f"select 1 from ({names}) n where starts_with(relname, $1)", network) == []
 
 
 @pytest.mark.parametrize("query", ["sslmode=verify-full&sslrootcert=/none.pem", "sslmode=require&sslcert=/none.pem"])

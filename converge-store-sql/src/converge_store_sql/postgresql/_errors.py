@@ -11,6 +11,8 @@ RETRIED = frozenset({"40001", "40P01", "23505"})
 _ENDED = "cannot switch to state"
 """What asyncpg says of a call on a connection that the server has ended a moment ago."""
 
+_NO_FUNCTION = "`converge store migrate` makes functions that are missing"
+
 _FILES = "sslrootcert, sslcert, sslkey, or a socket's folder"
 
 
@@ -70,5 +72,5 @@ _ERRORS = Errors(
     login="user, password and pg_hba.conf",
     no_room={"53300"},
     no_database="3D000",
-    mends={"42P01": NO_TABLE, "42501": NO_RIGHT},
+    mends={"42P01": NO_TABLE, "42883": _NO_FUNCTION, "42501": NO_RIGHT},
 )

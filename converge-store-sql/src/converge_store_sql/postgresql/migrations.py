@@ -11,7 +11,7 @@ from converge.errors import NoSuchStore, SchemaTooNew, StoreRefused
 from converge.model.keys import FAMILIES
 from converge_store_sql._errors import check_columns
 from converge_store_sql.postgresql._errors import sqlstate
-from converge_store_sql.postgresql.tables import create_table, create_tables, table
+from converge_store_sql.postgresql.tables import create_lost_race, create_table, create_tables, table
 from converge_store_sql.postgresql.view import CURRENT, VERSION, create_view
 
 _NO_RIGHT, _NO_SCHEMA = "42501", "3F000"  # the latter: none of the search path that this role may use
@@ -27,7 +27,8 @@ _READERS = """select format('grant select on %s to %s', $1::text, case a.grantee
 _LOG = logging.getLogger(__name__)
 
 _LOOK = """select coalesce(pg_get_userbyid((select relowner from pg_class where oid = to_regclass($1))), ''),
-    array(select name from unnest($2::text[]) with ordinality u(name, n) where to_regclass(name) is null order by n)"""
+    array(select name from unnest($2::text[]) with ordinality u(name, n) where to_regclass(name) is null order by n)
+    || array(select $3::text where to_regprocedure($3 || '()') is null)"""
 
 # Of what stands where tables would be made; others of these names may be further back in the search path.
 _COLUMNS = """select c.relname::text,
@@ -47,7 +48,7 @@ _RIGHTS = """select distinct format('grant %s on %I to %s', a.privilege_type, wa
 
 
 async def migrate(connection: Any, network: str, absent: NoSuchStore | None = None) -> None:
-    """Make the tables that this release knows and that are not there; those of a newer release are refused.
+    """Make what this release knows and that is not there; those of a newer release are refused.
 
     One step, safe beside processes of the release before: they do not look at what is added. The schema's number stays
     until something new is used (`note_format`).
@@ -97,7 +98,7 @@ async def _look(connection: Any, network: str) -> tuple[str, Sequence[str]]:
     Raises:
         StoreRefused: Something is.
     """
-    owner, missing = await connection.fetchrow(_LOOK, f"{network}_schema", _tables(network))
+    owner, missing = await connection.fetchrow(_LOOK, f"{network}_schema", _tables(network), _function(network))
     if missing:
         wanted = {table(network, family): ("revision", "value", *family.parts) for family in FAMILIES.values()} | {
             f"{network}_schema": ("version", "at"),
@@ -120,7 +121,7 @@ async def pending(connection: Any, network: str) -> list[str]:
         return [f'the tables of a new network "{network}"']
     await _check_version(connection, network)
     view = [f"the view {network}_tasks, with its present columns"] if await _has_old_view(connection, network) else []
-    return [f"the table {name}" for name in missing] + view
+    return [f"the {'function' if name == _function(network) else 'table'} {name}" for name in missing] + view
 
 
 async def _has_old_view(connection: Any, network: str) -> bool:
@@ -147,7 +148,7 @@ async def _renew_view(connection: Any, network: str) -> None:
 async def _add(connection: Any, network: str) -> None:
     # Processes that start together must not create the tables twice; the lock goes with the transaction.
     await connection.execute(_LOCK, f"converge/schema/{network}")
-    owner, missing = await connection.fetchrow(_LOOK, f"{network}_schema", _tables(network))
+    owner, missing = await connection.fetchrow(_LOOK, f"{network}_schema", _tables(network), _function(network))
     if not owner:
         await connection.execute(
             f"create table {network}_schema (version integer primary key, at timestamptz not null default now())"
@@ -158,8 +159,11 @@ async def _add(connection: Any, network: str) -> None:
     for family in FAMILIES.values():
         if table(network, family) in missing:
             await connection.execute(create_table(network, family))
+    if _function(network) in missing:
+        await connection.execute(create_lost_race(network))
     await _renew_view(connection, network)
-    for (grant,) in await connection.fetch(_RIGHTS, table(network, FAMILIES["state"]), missing):
+    made = [name for name in missing if name != _function(network)]
+    for (grant,) in await connection.fetch(_RIGHTS, table(network, FAMILIES["state"]), made):
         await connection.execute(grant)
     if owner == await connection.fetchval("select current_user"):
         for (grant,) in await connection.fetch(_RIGHTS, table(network, FAMILIES["state"]), [f"{network}_schema"]):
@@ -177,3 +181,7 @@ async def _check_version(connection: Any, network: str) -> None:
 
 def _tables(network: str) -> Sequence[str]:
     return [table(network, family) for family in FAMILIES.values()]
+
+
+def _function(network: str) -> str:
+    return f"{network}_lost_race"

@@ -65,11 +65,16 @@ def create_tables(network: str) -> str:
     statements += [
         # No cache: a cached range would hand out revisions out of order between connections (S-6).
         f"create sequence {network}_revision as bigint cache 1",
-        _LOST_RACE.format(network=network),
+        create_lost_race(network),
         _WAITER.format(network=network),
         *create_view(network),
     ]
     return ";\n".join(statements)
+
+
+def create_lost_race(network: str) -> str:
+    """Return the statement that makes the function of a lost race, which no dump of tables alone contains."""
+    return _LOST_RACE.format(network=network)
 
 
 def create_table(network: str, family: Family) -> str:
@@ -96,7 +101,7 @@ def create_table(network: str, family: Family) -> str:
 _COLUMN_TYPES = {"bytea": "bytea", "bigint": "bigint", "text": 'text collate "C"'}
 
 # A statement that finds its snapshot overtaken ends itself with the code of a serialization failure, and is run again.
-_LOST_RACE = """create function {network}_lost_race() returns bigint language plpgsql volatile as $$
+_LOST_RACE = """create or replace function {network}_lost_race() returns bigint language plpgsql volatile as $$
 begin
     raise exception 'another commit came first; this one is run again' using errcode = '40001';
 end $$"""
