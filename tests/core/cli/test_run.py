@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from converge.operations.run import BEYOND_SEC
+from converge.operations.signals import _heard
 
 Converge = Callable[..., Any]
 Start = Callable[..., "subprocess.Popen[str]"]
@@ -314,7 +315,7 @@ def until(process: subprocess.Popen[str], words: str) -> None:
     raise AssertionError(f"the process ended before it said {words!r}")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_stops_a_run_cleanly(start: Start, number: signal.Signals) -> None:
     process = start("run", "counting:WordCounter", "--agents", "2", "--pool", "docs", "--store", "file:state.db")
     until(process, "running 2 agents")
@@ -457,3 +458,28 @@ def test_a_file_that_needs_a_transport_serves_commands_that_run_no_agents(conver
     assert converge("pools", "create", "p", *file).code == 0
     assert converge("agents", "list", *file).code == 0
     assert "require_tls" not in converge("doctor", *file).out
+
+
+def test_a_terminal_that_closes_stops_a_run_once_however_often_it_is_said(start: Start, folder: Path) -> None:
+    (folder / "gated.py").write_text(
+        "import anyio, os\nfrom converge import Agent\n\nclass Gated(Agent):\n    async def on_task(self, task):\n"
+        "        self.log.info('begun')\n"
+        "        while not os.path.exists('gate'):\n            await anyio.sleep(0.1)\n"
+    )
+    process = start("run", "gated:Gated", "--pool", "p", "--store", "file:state.db", "--submit", lines(folder, {}))
+    until(process, "begun")
+    process.send_signal(signal.SIGHUP)
+    until(process, "SIGHUP: stopping")
+    process.send_signal(signal.SIGHUP)  # by the shell, too
+    (folder / "gate").touch()
+    _, log = process.communicate(timeout=NEVER_SEC)
+    assert process.returncode == 0 and "handed back" not in log, log
+
+
+@pytest.mark.parametrize("as_is", [signal.SIG_IGN, lambda number, frame: None], ids=["nohup", "handled"])
+def test_a_closed_terminal_that_is_ignored_or_handled_stops_nothing(as_is: Any) -> None:
+    before = signal.signal(signal.SIGHUP, as_is)
+    try:
+        assert signal.SIGHUP not in _heard()
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -1,4 +1,4 @@
-"""Signals: the first SIGTERM or SIGINT asks the process to stop, the second ends it at once."""
+"""Signals: the first SIGTERM, SIGINT or SIGHUP asks the process to stop, a second SIGTERM or SIGINT ends it at once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import partial
 from math import inf
 from types import FrameType
 from typing import Any, NoReturn
@@ -24,6 +25,9 @@ from converge.foreign import CTRL_C
 log = logging.getLogger("converge.node")
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+HANG_UP: signal.Signals | None = getattr(signal, "SIGHUP", None)
+"""The terminal was closed: by the system and by its shell, each of which says so. Windows has none."""
 
 THREADS_SEC = 0.5
 """How long threads that are about to end have for it, when all else is done."""
@@ -42,7 +46,8 @@ class StopAsked:
     async def wait(self) -> None:
         """Return once a signal has come; for one task at a time."""
         await anyio.wait_readable(self._reading)
-        log.info("%s: stopping; once more to end at once", signal.Signals(self.number).name)
+        again = "SIGTERM ends it" if self.number == HANG_UP else "once more to end"
+        log.info("%s: stopping; %s at once", signal.Signals(self.number).name, again)
 
 
 @contextlib.contextmanager
@@ -69,14 +74,13 @@ def stop_asked(within_sec: float, at_once: Callable[[], None] = lambda: None) ->
             asked.loop_fd = -1  # the loop was entered again, and has closed it
             to_thread.send(bytes([number]))
 
-    before = {number: signal.signal(number, handle) for number in SIGNALS}
+    before = {number: signal.signal(number, handle) for number in _heard()}
     CTRL_C.is_raised = False
     asked.loop_fd = signal.set_wakeup_fd(to_thread.fileno(), warn_on_full_buffer=False)
     # A process inherits its parent's mask, a thread its starter's. By the third signal a loop hears of a child's end.
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, (*SIGNALS, signal.SIGCHLD))
-    thread = threading.Thread(
-        target=_hear, args=(threads, to_loop, asked, within_sec, at_once), name="converge-signals", daemon=True
-    )
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (*before, signal.SIGCHLD))
+    heard = partial(_hear, threads, to_loop, asked, before.keys(), within_sec, at_once)
+    thread = threading.Thread(target=heard, name="converge-signals", daemon=True)
     thread.start()
     forks.watch(asked, lambda _: _lay_down(before))
     try:
@@ -101,8 +105,19 @@ def _lay_down(before: Mapping[signal.Signals, Any]) -> None:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
+def _heard() -> tuple[signal.Signals, ...]:
+    """Return what asks the process to stop. Where SIGHUP is ignored, as by nohup, or handled, that stays so."""
+    is_free = HANG_UP is not None and signal.getsignal(HANG_UP) is signal.SIG_DFL
+    return (*SIGNALS, HANG_UP) if HANG_UP is not None and is_free else SIGNALS
+
+
 def _hear(
-    threads: socket.socket, to_loop: socket.socket, asked: StopAsked, within_sec: float, at_once: Callable[[], None]
+    threads: socket.socket,
+    to_loop: socket.socket,
+    asked: StopAsked,
+    heard: Collection[int],
+    within_sec: float,
+    at_once: Callable[[], None],
 ) -> None:
     """Read signals until the other end is closed; end the process at the second, or if the first has no effect."""
     until = inf
@@ -122,7 +137,7 @@ def _hear(
             if number in SIGNALS and asked.number:
                 at_once()
                 leave_at_once(128 + number)
-            elif number in SIGNALS:
+            elif number in heard and not asked.number:
                 asked.number = number
                 until = time.monotonic() + within_sec
                 to_loop.send(b"\0")
