@@ -10,6 +10,7 @@ import os
 import socket
 import threading
 import time
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from converge import Agent, Message, Node, Task
 from converge.errors import ConfigError, HandlerFailed, NoRetry, Undeliverable
 from converge.runtime.config.health_address import LOOPBACK, Address, parsed
 from converge.runtime.probes.answer import Health
-from converge.runtime.probes.server import HealthServer
+from converge.runtime.probes.server import CONNECTIONS, HealthServer
 from converge.testing.fixtures import wait_until
+from converge.testing.servers import free_port
 
 GO_ON = threading.Event()
 """Ends a block of the event loop."""
@@ -289,6 +291,37 @@ def test_a_stop_is_clean_though_the_thread_has_ended_before_it_is_woken() -> Non
     server._server.pull_trigger = pull_late
     server.close()
     assert not server._thread.is_alive()
+
+
+def test_clients_that_hold_every_connection_keep_no_probe_out() -> None:
+    server = HealthServer("127.0.0.1:0", lambda: Health(is_live=True, is_ready=True), CollectorRegistry())
+    host, port = server.url.removeprefix("http://").split(":")
+    with ExitStack() as stack:
+        stack.callback(server.close)
+        held = []
+        for _ in range(3 * CONNECTIONS):
+            held.append(stack.enter_context(socket.create_connection((host, int(port)), 30)))
+            held[-1].sendall(b"GET /livez HTTP/1.1\r\nX: ")
+        assert ask(server.url, "/livez")[0] == 200
+        with suppress(ConnectionResetError):  # where it had something unread
+            assert held[0].recv(1) == b"", "the oldest was closed"
+        held[-1].sendall(b"y\r\n\r\n")
+        assert held[-1].recv(12) == b"HTTP/1.1 200", "the newest was not"
+
+
+def test_where_no_thread_can_be_started_the_address_is_free_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == "converge-health":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    where, well = f"127.0.0.1:{free_port()}", Health(is_live=True, is_ready=True)
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="can't start new thread"):
+        patch.setattr(threading.Thread, "start", refuse)
+        HealthServer(where, lambda: well, CollectorRegistry())
+    HealthServer(where, lambda: well, CollectorRegistry()).close()
 
 
 class Exhausted:

@@ -26,8 +26,10 @@ log = logging.getLogger("converge.health")
 THREADS = 2
 """One that answers and one in reserve: an answer takes about a millisecond."""
 
-CONNECTIONS = 64
-"""Open connections at most: what watches over a process opens few."""
+CONNECTIONS, SPARE = 64, 16
+"""Open connections at most: what watches over a process opens few. Past that the oldest that waits for no answer is
+closed for a new one, so that nobody keeps a probe out by holding them all. `SPARE`: for those that do wait.
+"""
 
 IDLE_SEC = 10
 """How long a connection may be silent."""
@@ -55,7 +57,7 @@ class HealthServer:
             map=self._map,
             sockets=[self._socket],
             threads=THREADS,
-            connection_limit=CONNECTIONS,
+            connection_limit=CONNECTIONS + SPARE,
             channel_timeout=IDLE_SEC,
             cleanup_interval=int(LOOK_SEC),
             max_request_header_size=8_192,
@@ -70,7 +72,11 @@ class HealthServer:
         self._is_closing = False
         self._thread = threading.Thread(target=self._serve, name="converge-health", daemon=True)
         forks.watch(self, _lay_down)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError:  # the system has no thread left
+            self._release()
+            raise
         log.info("health at %s", self.url)
 
     @property
@@ -87,6 +93,9 @@ class HealthServer:
         self._server.pull_trigger()
         self._thread.join()
         # Only now: what wakes the thread must be open until it has ended, which may be before it is woken.
+        self._release()
+
+    def _release(self) -> None:
         self._server.task_dispatcher.shutdown(timeout=1)
         self._server.close()
         self._server.asyncore.close_all(self._map, ignore_all=True)
@@ -101,11 +110,21 @@ class HealthServer:
     def _accepted(self) -> Any:
         """Accept a connection, as the library wants it. It would try again at once, and log each time."""
         try:
-            return self._accept()
+            found = self._accept()
         except OSError as error:
             self._throttle.warning(self.url, "health: no connection is accepted: %s", error.strerror or error)
             time.sleep(EXHAUSTED_SEC)
             return None
+        if len(self._server.active_channels) >= CONNECTIONS:
+            self._make_room()
+        return found
+
+    def _make_room(self) -> None:
+        """Close the oldest connection that waits for no answer, as the library closes silent ones."""
+        for channel in self._server.active_channels.values():
+            if not channel.requests and not channel.will_close:
+                channel.will_close = True
+                return
 
     def _answer(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         path = environ["PATH_INFO"]
