@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 
 import anyio
@@ -127,6 +128,32 @@ async def test_frames_sent_before_a_close_arrive_although_the_closer_had_unread_
         await near.send([b"goodbye"])
         await near.close()
         assert await far.receive() == [b"goodbye"]
+
+
+async def test_a_listener_whose_socket_always_fails_does_not_keep_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    scope = anyio.CancelScope()
+
+    class ShutDown:
+        """As a listening socket that other code in the process has shut down."""
+
+        tries = 0
+
+        def accept(self) -> object:
+            self.tries += 1
+            if self.tries == 3:
+                scope.cancel()
+            assert self.tries <= 3, "nobody else has a turn"
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+        def fileno(self) -> int:
+            return 0
+
+    async with TcpTransport.open(TcpOptions()) as transport, transport.listen("tcp://127.0.0.1:0") as listener:
+        assert isinstance(listener, TcpListener)
+        with monkeypatch.context() as patch, scope:
+            patch.setattr(listener, "_sock", ShutDown())
+            await listener.accept()
+        assert scope.cancelled_caught
 
 
 async def test_a_listener_survives_running_out_of_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from converge_transport_tcp.options import TcpOptions
 from converge_transport_tcp.sockets import SocketChannel
 from converge_transport_tcp.tls import secured
 
-# While the process is out of descriptors, accepting is tried again at this interval.
+# While the process is out of descriptors, or the socket fails again and again, accepting is tried at this interval.
 EXHAUSTED_SEC = 0.1
 
 
@@ -130,6 +130,7 @@ class TcpListener(Listener):
         self._channels: set[Channel] = set()
 
     async def accept(self) -> Channel:
+        has_failed = False
         while True:
             try:
                 sock, _ = self._sock.accept()
@@ -140,8 +141,11 @@ class TcpListener(Listener):
                 await self._wait()
             except OSError as error:
                 self._raise_if_closed()
-                if error.errno in EXHAUSTED:
+                if (
+                    has_failed or error.errno in EXHAUSTED
+                ):  # others tell of one connection; a second may be the socket's
                     await anyio.sleep(EXHAUSTED_SEC)
+                has_failed = True
 
     def _secured(self, channel: Channel) -> Channel:
         if self._tls is None:

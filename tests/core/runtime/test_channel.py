@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 
 import anyio
@@ -509,3 +509,26 @@ async def test_a_first_hello_over_the_rate_is_refused_as_busy_and_one_that_is_no
         group.start_soon(accepting, far_channel)
         await near_channel.send([b"x"])
     assert (asked, [type(error) for error in errors]) == ([True], [HandshakeFailed] * 2)
+
+
+class Stuck(Channel):
+    """A channel of a transport that breaks C-5: its close never ends."""
+
+    async def send(self, frames: Sequence[bytes]) -> None:
+        raise ConnectionLost("gone")
+
+    async def receive(self) -> Sequence[bytes]:
+        raise ConnectionLost("gone")
+
+    async def close(self) -> None:
+        await anyio.sleep_forever()
+
+
+@pytest.mark.parametrize("run", [dial, accept])
+async def test_a_close_that_never_ends_keeps_no_handshake_from_its_end(
+    run: Callable[..., Awaitable[SecureChannel]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "ABANDON_SEC", 0.05)
+    terms = Terms(network=NETWORK, identity=Identity.generate(SYSTEM.entropy))
+    with pytest.raises(ConnectionLost, match="gone"):
+        await run(Stuck(), terms, SYSTEM)

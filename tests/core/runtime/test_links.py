@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import anyio
@@ -22,7 +22,7 @@ from converge.runtime.agents.background import Background
 from converge.runtime.network import dials, links
 from converge.runtime.network.channel import dial
 from converge.runtime.network.link import WINDOW, Link
-from converge.runtime.network.links import Bounds, Links, Standing
+from converge.runtime.network.links import ACCEPTED_A_TURN, Bounds, Links, Standing
 from converge.testing.fixtures import wait_until
 
 
@@ -321,3 +321,64 @@ async def test_a_transport_that_fails_in_a_way_of_its_own_fails_the_dial_and_is_
         for _ in range(2):
             with anyio.fail_after(30), pytest.raises(ConnectFailed, match="KeyError: 'local:nobody'"):
                 await low.links.to(high.key, ["local:nobody"])
+
+
+async def test_nothing_is_kept_of_endpoints_whose_node_has_gone() -> None:
+    async with sides(3) as (own, *others):
+        for other in others:
+            link = await own.links.at(other.address)
+            assert await own.links.at(other.address) is link
+            link.close()
+        await wait_until(lambda: not len(own.links), what="the links are over")
+        assert not own.links._at
+
+
+class Unused(Channel):
+    """A channel on which nothing is done."""
+
+    async def send(self, frames: Sequence[bytes]) -> None:
+        raise NotImplementedError
+
+    async def receive(self) -> Sequence[bytes]:
+        raise NotImplementedError
+
+    async def close(self) -> None:
+        raise NotImplementedError
+
+
+class Ending(Listener):
+    """Gives channels without a pause, and ends who accepts them with the last."""
+
+    def __init__(self, last: int) -> None:
+        self.last, self.given, self.scope = last, list[Channel](), anyio.CancelScope()
+
+    async def accept(self) -> Channel:
+        self.given.append(Unused())
+        if len(self.given) == self.last:
+            self.scope.cancel()
+        return self.given[-1]
+
+
+class Owner(Background):
+    """Notes which channels are given to somebody."""
+
+    def __init__(self) -> None:
+        self.owned = list[object]()
+
+    def errand(self, run: Callable[..., object], *arguments: object) -> None:
+        self.owned += arguments[:1]
+
+
+async def nothing(link: Link, items: list[Item]) -> None:
+    """Do nothing with what comes."""
+
+
+@pytest.mark.parametrize("last", range(1, 2 * ACCEPTED_A_TURN + 1))
+async def test_whoever_is_ended_while_it_accepts_leaves_no_channel_that_nobody_owns(last: int) -> None:
+    ending, owner = Ending(last), Owner()
+    terms = Terms(network=network_tag("links"), identity=identities(1)[0])
+    async with LocalTransport.open(None) as local:
+        own = Links(local, terms, SYSTEM, owner, nothing)
+        with anyio.fail_after(30), ending.scope:
+            await own.serve(ending)
+    assert owner.owned == ending.given and len(owner.owned) >= last

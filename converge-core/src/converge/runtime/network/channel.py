@@ -35,6 +35,9 @@ HANDSHAKE_SEC = 5.0
 
 CLOSE_SEC = 1.0
 
+ABANDON_SEC = 5.0
+"""How long a transport's close may take: it has a second (C-5), and one that never ends must not keep a node."""
+
 
 class SecureChannel:
     """An authenticated, encrypted channel to one node: items in, items out; one sender and one receiver at a time.
@@ -231,5 +234,5 @@ async def _refuse(channel: Channel, code: int) -> None:
 
 
 async def _abandon(channel: Channel) -> None:
-    with anyio.CancelScope(shield=True):
+    with anyio.move_on_after(ABANDON_SEC, shield=True):
         await channel.close()

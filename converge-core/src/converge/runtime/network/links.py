@@ -159,8 +159,6 @@ class Links:
                 channel = await listener.accept()
             except ConnectionClosed:
                 return
-            if number % ACCEPTED_A_TURN == 0:  # a crowd that waits in the kernel is accepted without any other pause
-                await checkpoint()
             address = source_of(channel.peer)
             place = self._handshakes.enter(address)
             if place is None:
@@ -169,6 +167,8 @@ class Links:
                 self._background.errand(channel.close)
             else:
                 self._background.errand(self._accept, channel, place)
+            if number % ACCEPTED_A_TURN == 0:  # a crowd that waits in the kernel is accepted without any other pause
+                await checkpoint()
 
     async def _accept(self, channel: Channel, place: Place) -> None:
         secured: SecureChannel | None = None
@@ -238,6 +238,7 @@ class Links:
         finally:
             if self._links.get(link.peer) is link:
                 del self._links[link.peer]
+            self._at = {endpoint: peer for endpoint, peer in self._at.items() if peer in self._links}
 
     def _evict(self) -> bool:
         """End the least needed link: a stranger's, from the most crowded address, else one unused for long."""
