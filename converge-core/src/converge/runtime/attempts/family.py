@@ -23,7 +23,7 @@ from converge.model.working import Child, Spawnable
 from converge.runtime.attempts.names import SPAWN, Names
 from converge.services.durable.children import Outbox, cancel_one, submitted
 from converge.services.durable.ledger import Ledger
-from converge.services.durable.limits import CHILDREN, WITHIN
+from converge.services.durable.limits import CHILDREN, NUMBERED
 from converge.services.store.handle import CHORES
 from converge.services.store.pages import get_all
 from converge.services.store.patience import attempts
@@ -48,7 +48,7 @@ class Family:
         label = self._names.label(SPAWN, name)
         known = await self._ledger.recorded(label)
         if known is not None:
-            return self._child(str(decode_plain(known.result, label)), label)
+            return self._child(str(decode_plain(known.result, label)), name, label)
         self._ledger.check_room()
         handle = self._ledger.handle
         now = await handle.now()
@@ -59,11 +59,12 @@ class Family:
             await self._through_outbox(label, step, id_, spec)
         else:
             await self._in_own_batch(label, step, id_, spec, lane, now)
-        return self._child(id_text(id_), label)
+        return self._child(id_text(id_), name, label)
 
-    def _child(self, id_: str, label: str) -> Child:
+    def _child(self, id_: str, name: str, label: str) -> Child:
         self._own.add(id_)
-        return Child(id=id_, name=label[1:].rpartition(WITHIN)[2])
+        number = NUMBERED.search(label)
+        return Child(id=id_, name=f"{name}{number[0] if number else ''}")
 
     def checked(self, children: Sequence[Child]) -> dict[str, Child]:
         """Return the children by their ids, each once: who waits for two ends of one waits for ever.

@@ -8,7 +8,8 @@ from contextvars import ContextVar
 
 from converge.errors import InvalidName, InvalidValue, StepConflict
 from converge.machines.durable import Step
-from converge.services.durable.limits import NAME, NAME_CHARS, NUMBERED, OR, WAIT_NAMES, WITHIN, is_valid_name
+from converge.model.keys import NAME_BYTES
+from converge.services.durable.limits import NAME, NUMBERED, OR, WAIT_NAMES, WITHIN, is_valid_name
 
 STEP, WAIT, SLEEP, SPAWN, FIRST, GATHER = ".", "?", "~", "+", "^", "&"
 """With which character the label of each kind of record begins: kinds share no names."""
@@ -17,6 +18,9 @@ KINDS = {STEP: "step", WAIT: "signal", SLEEP: "sleep", SPAWN: "child"}
 """What is named, for people."""
 
 DIGEST_CHARS = 16
+
+LABEL_BYTES = NAME_BYTES - 10
+"""The longest label in UTF-8 without its kind and number, with which it is a part of a key."""
 
 
 STEP_NAME: ContextVar[str] = ContextVar("converge_step", default="")
@@ -49,7 +53,7 @@ class Names:
 
     def _label(self, kind: str, name: str) -> str:
         step = STEP_NAME.get()
-        label = kind + (_short(step + WITHIN + name) if step else name)
+        label = kind + _short(step + WITHIN + name if step else name)
         if label in self._open:
             raise StepConflict(
                 f'task {self._task_id}: step "{name}" is under way; name steps that run at once apart: "{name}:2"'
@@ -75,7 +79,7 @@ class Names:
         for name in names:
             if not is_valid_name(name):
                 raise InvalidName("signal", name, NAME)
-        return self._label(WAIT, _short(OR.join(names)))
+        return self._label(WAIT, OR.join(names))
 
     def label_of_children(self, name: str, steps: Mapping[str, Step], is_own: Callable[[str], bool]) -> str:
         """Return the label, without its kind, of a call that waits for some children. See `Calls.label`."""
@@ -97,11 +101,12 @@ class Names:
 
 
 def _short(name: str) -> str:
-    """Return a name that is put together; of a long one its beginning and a digest."""
-    if len(name) <= NAME_CHARS:
+    """Return a name as it fits into a key; of a long one its beginning and a digest."""
+    raw = name.encode()
+    if len(raw) <= LABEL_BYTES:
         return name
-    digest = hashlib.blake2b(name.encode(), digest_size=DIGEST_CHARS // 2).hexdigest()
-    return f"{name[: NAME_CHARS - DIGEST_CHARS - 1]}…{digest}"
+    digest = hashlib.blake2b(raw, digest_size=DIGEST_CHARS // 2).hexdigest()
+    return f"{raw[: LABEL_BYTES - DIGEST_CHARS - 3].decode(errors='ignore')}…{digest}"
 
 
 def _numbered(name: str, number: int) -> str:
