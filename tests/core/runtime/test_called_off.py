@@ -54,6 +54,17 @@ class UndoesInThread(Agent):
             raise
 
 
+class LeftBehind(Agent):
+    """Its thread goes on when its task has been cancelled."""
+
+    def on_task(self, task: Task) -> Any:
+        try:
+            task.blocking.step("do", fails, retries=1, delay_sec=LONG_SEC)
+        except BaseException:  # on asyncio its call is cancelled
+            CALLS.append("left")
+            raise
+
+
 @pytest.mark.parametrize("agent", [Undoes, UndoesInThread])
 async def test_a_step_that_is_to_be_tried_again_later_is_told_at_once(agent: type[Agent]) -> None:
     async with Node(store=MemoryStore(), poll_sec=0.1, grace_sec=1.0) as node:
@@ -63,6 +74,15 @@ async def test_a_step_that_is_to_be_tried_again_later_is_told_at_once(agent: typ
         assert await node.tasks.cancel(id_, grace_sec=LONG_SEC)
         assert (await node.tasks.result(id_, timeout=30)).state == TaskState.CANCELLED
     assert CALLS == ["fails", "undone"]
+
+
+async def test_a_thread_that_is_left_behind_tries_its_step_no_more() -> None:
+    async with Node(store=MemoryStore(), poll_sec=0.1, grace_sec=1.0) as node:
+        await node.spawn(LeftBehind, pool="p")
+        id_ = await node.tasks.submit(Task(pool_id="p"))
+        await wait_until(lambda: CALLS == ["fails"], timeout=30)
+        assert await node.tasks.cancel(id_)
+        await wait_until(lambda: CALLS == ["fails", "left"], timeout=30)
 
 
 @pytest.fixture
@@ -115,3 +135,18 @@ async def test_a_notice_that_comes_behind_the_word_of_the_store_ends_no_step_tha
 
     for name in ("undo", "undo more"):  # a notice that could not be removed is read again
         assert await work.attempt.step(name, undo, (state.calling,), StepOptions()) == "undone"
+
+
+@pytest.mark.parametrize("call", ["emit", "progress", "spawn"])
+async def test_a_handler_that_calls_no_step_is_told_by_what_it_calls(process: Process, call: str) -> None:
+    work = await begun(process)
+    given = {"emit": ("piece",), "progress": (1, None, ""), "spawn": (Task(pool_id=POOL), "new")}[call]
+    child = await work.attempt.spawn(Task(pool_id=POOL), "before")
+    assert await process.tasks.cancel(work.task.id, grace_sec=60)
+    _, state, _ = await find(process.store, id_bytes("id", work.task.id))
+    assert state is not None and state.calling is not None
+    work.attempt.call_off(state.calling)
+    with pytest.raises(CalledOff):
+        await getattr(work.attempt, call)(*given)
+    await getattr(work.attempt, call)(*given)  # it was told, and may undo
+    assert len(await process.tasks.children(work.task.id)) == (2 if call == "spawn" else 1), child

@@ -121,7 +121,7 @@ class Attempt:
         self._calling: Calling | None = None
         self._is_told = False
         self._scopes: set[anyio.CancelScope] = set()
-        self._is_over = False
+        self._over = anyio.Event()
         self._output = PuttingOut(self.ledger)
         self.family = Family(self.ledger, self._names)
 
@@ -143,7 +143,7 @@ class Attempt:
         """End the attempt: what its handler has left running must not park or restart the task, nor end its slot's next
         handler.
         """
-        self._is_over = True
+        self._over.set()
 
     def _check(self) -> None:
         """Refuse a call of a handler whose task is parked, or which has ended.
@@ -157,7 +157,7 @@ class Attempt:
             raise WentOn(WENT_ON.format(self.id))
 
     def _check_over(self) -> None:
-        if self._is_over:
+        if self._over.is_set():
             raise NotRunning(f"task {self.id}: its handler has ended; await what it begins before it returns")
 
     def _check_called_off(self) -> None:
@@ -262,10 +262,12 @@ class Attempt:
 
         Raises:
             CalledOff: The task is being cancelled.
+            NotRunning: The attempt has ended, as it may while a handler's thread goes on.
         """
         self._check_called_off()
-        with self._told():
-            await anyio.sleep(delay_sec)
+        with self._told(), anyio.move_on_after(delay_sec):
+            await self._over.wait()
+        self._check_over()
         self._names.again(name)
 
     def left(self, label: str) -> None:
@@ -467,11 +469,13 @@ class Attempt:
     async def emit(self, data: Any) -> None:
         """See `Task.emit`."""
         self._check()
+        self._check_called_off()
         await self._output.emit(data, shown(STEP_NAME.get()))
 
     async def progress(self, done: float, of: float | None, text: str) -> None:
         """See `Task.progress`."""
         self._check()
+        self._check_called_off()
         await self._output.emit({"done": done, "of": of, "text": text}, shown(STEP_NAME.get()), is_progress=True)
 
     # Children.
@@ -479,7 +483,7 @@ class Attempt:
     async def spawn(self, task: Spawnable, name: str) -> Child:
         """See `Task.spawn`."""
         self._check()
-        return await self.family.spawn(task, name)
+        return await self.family.spawn(task, name, self._check_called_off)
 
     async def gather(self, children: tuple[Child, ...], timeout: float | None) -> list[Any]:
         """See `Task.gather`."""

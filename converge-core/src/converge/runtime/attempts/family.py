@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -40,8 +40,8 @@ class Family:
         self._own: set[str] = set()  # ids that are known to be children's
         self._outbox = Outbox(ledger.handle)
 
-    async def spawn(self, task: Spawnable, name: str) -> Child:
-        """See `Task.spawn`."""
+    async def spawn(self, task: Spawnable, name: str, check_new: Callable[[], None]) -> Child:
+        """See `Task.spawn`; `check_new` refuses a child that no attempt has spawned yet."""
         if not isinstance(task, Task) or task.id or task.dedup_key is not None:
             raise InvalidValue("spawn", task, "a Task without an id and a dedup key: its name says what it is")
         name = name or task.type or "child"
@@ -49,6 +49,7 @@ class Family:
         known = await self._ledger.recorded(label)
         if known is not None:
             return self._child(str(decode_plain(known.result, label)), name, label)
+        check_new()
         self._ledger.check_room()
         handle = self._ledger.handle
         now = await handle.now()
