@@ -16,6 +16,9 @@ from converge.testing.clauses import CLAUSES
 HERE = Path(__file__).parent
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
+WAKES = "test_a_store_with_broken_wakes_breaks_the_clause_and_no_other"
+VALUES = "test_a_store_that_changes_values_breaks_the_clause_and_no_other"
+
 # What is broken: the module, the broken thing in it, and the clause. No store sees a turn that cancels a task and takes
 # it: core splits such a turn, which `tests/core/services/test_commits.py` holds.
 STORES = {
@@ -73,6 +76,19 @@ AUTHORS = {
     "a discovery lets errors of its driver out": ("broken_discovery", "LeakingContract", "D-1"),
     "notifies in words only": ("broken_stores", "SaysThatItNotifies", "S-9"),
     "watchers are told before there is anything to read": ("broken_stores", "TellsBeforeItWrites", "S-9"),
+    "watchers are told before a turn writes": ("broken_wakes", WAKES, "S-9"),
+    "a wake is lost while its watcher looks": ("broken_wakes", WAKES, "S-9"),
+    "a refused take wakes nobody": ("broken_wakes", WAKES, "S-9"),
+    "wakes stay in one process": ("broken_processes", "WakesItsOwnProcess", "S-9"),
+    "reads of one process are kept": ("broken_processes", "ReadsWhatItKept", "S-14"),
+    "half a batch is seen by another process": ("broken_processes", "PutsOneKeyAfterTheOther", "S-3"),
+    "a discovery in one process only": (
+        "broken_processes",
+        "test_a_discovery_that_knows_its_own_process_only_is_found",
+        "D-6",
+    ),
+    "line ends are tidied": ("broken_values", VALUES, "S-15"),
+    "an empty value is taken for none": ("broken_values", VALUES, "S-10"),
     "networks see each other": ("broken_places", "MixesNetworks", "S-21"),
     "a store blocks the event loop": ("cheating_channels", "SleepsInGet", "S-17"),
     "a transport blocks the event loop": ("cheating_channels", "SleepsInSend", "C-9"),

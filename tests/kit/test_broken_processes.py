@@ -1,4 +1,6 @@
-"""Stores that are right in one process and wrong with several: the kit starts some, and finds each by its clause."""
+"""Stores and discoveries that are right in one process and wrong with several: the kit starts some, and finds each by
+its clause.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,11 @@ import anyio.lowlevel
 import attrs
 import pytest
 
-from converge.contracts.store import Batch, Channel, Committed, Conflict, Entry, Feature, Store
+from converge.builtin.store_discovery.plugin import STORE_DISCOVERY
+from converge.contracts.discovery import Discovery, Sighting
+from converge.contracts.store import Batch, Channel, Committed, Conflict, Entry, Feature, Key, Store
 from converge.model.keys import FAMILIES, pack, unpack
+from converge.testing.discovery import DiscoveryContract
 from converge.testing.running import run_contract
 from converge.testing.store import StoreContract
 from converge_store_toy.options import ToyOptions
@@ -195,6 +200,65 @@ class CountsRevisionsInEachProcess(FileToy):
         return self.shelf.depth + os.getpid() * 1_000_000
 
 
+@breaks("S-3")
+class PutsOneKeyAfterTheOther(FileToy):
+    """Puts the first key of a batch under one hold of the lock, and the rest under the next."""
+
+    async def commit(
+        self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()
+    ) -> Sequence[Committed | Conflict]:
+        with self.shelf.lock:
+            outcomes = [self._apply(batch._replace(puts=batch.puts[:1])) for batch in batches]
+        await anyio.sleep(0.005)  # as long as another process may take to come in between
+        with self.shelf.lock:
+            for batch, outcome in zip(batches, outcomes, strict=True):
+                if isinstance(outcome, Committed):
+                    rest = {key: Entry(key, value, outcome.revision) for key, value in batch.puts[1:]}
+                    self.shelf.entries.update(rest)
+        return outcomes
+
+
+@breaks("S-14")
+class ReadsWhatItKept(FileToy):
+    """Keeps what it has read until its own process writes: in one process nobody notices."""
+
+    kept: ClassVar[dict[Key, Entry | None]] = {}
+
+    async def get(self, keys: Sequence[Key]) -> Sequence[Entry | None]:
+        new = [key for key in keys if key not in self.kept]
+        self.kept.update(zip(new, await super().get(new), strict=True))
+        return [self.kept[key] for key in keys]
+
+    async def commit(
+        self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()
+    ) -> Sequence[Committed | Conflict]:
+        outcomes = await super().commit(batches)
+        self.kept.clear()
+        return outcomes
+
+
+@breaks("S-9", features=BOTH | {Feature.NOTIFIES})
+class WakesItsOwnProcess(FileToy):
+    """Tells the watchers of its own process at once, and those of others when they look by themselves."""
+
+    rung: ClassVar[list[int]] = [0]
+
+    async def commit(
+        self, batches: Sequence[Batch], *, wake: Collection[Channel] = ()
+    ) -> Sequence[Committed | Conflict]:
+        outcomes = await super().commit(batches)
+        self.rung[0] += len(wake)
+        return outcomes
+
+    async def watch(self, channels: Collection[Channel]) -> AsyncIterator[None]:
+        while True:
+            seen = self.rung[0]
+            yield None
+            with anyio.move_on_after(1):
+                while self.rung[0] == seen:  # noqa: ASYNC110  # a toy that polls, but often
+                    await anyio.sleep(0.001)
+
+
 @breaks("S-11", "S-10", tests="that_take")
 class TakesOutsideTheLock(ComparesOutsideTheLock):
     """The same, for what takes are made of."""
@@ -213,3 +277,51 @@ def test_a_store_that_is_wrong_with_several_processes_is_found(kit: type[BrokenP
     found = {failure.clause for failure in run.failures}
     assert found <= kit.clauses, [(failure.clause, failure.said) for failure in run.failures]
     assert time.monotonic() - began < 6 * FOUND_SEC, "other tests run beside this one, but not so many"
+
+
+class KnowsItsOwnProcess(Discovery):
+    """Keeps what is published in the memory of its process, which all handles there share."""
+
+    kept: ClassVar[dict[str, tuple[object, Sighting]]] = {}
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, options: Any, *, store: Store, poll_sec: float) -> AsyncIterator[Discovery]:
+        discovery = cls()
+        yield discovery
+        await discovery.withdraw([*cls.kept])
+
+    async def publish(self, sightings: Sequence[Sighting]) -> None:
+        self.kept.update({one.id: (self, one) for one in sightings})
+
+    async def withdraw(self, ids: Sequence[str]) -> None:
+        for id_ in [id_ for id_ in ids if id_ in self.kept and self.kept[id_][0] is self]:
+            del self.kept[id_]
+
+    async def snapshot(self) -> list[Sighting]:
+        await anyio.lowlevel.checkpoint()
+        return [one for _, one in self.kept.values()]
+
+    async def watch(self) -> AsyncIterator[list[Sighting]]:
+        while True:
+            yield await self.snapshot()
+            await anyio.sleep(0.01)
+
+
+class WholeDiscoveryKit(DiscoveryContract):
+    """The discovery on the store of the nodes."""
+
+    backend = STORE_DISCOVERY
+    loops = ("asyncio",)
+
+
+class OwnProcessKit(WholeDiscoveryKit):
+    """The discovery that knows its own process."""
+
+    backend = attrs.evolve(STORE_DISCOVERY, open=KnowsItsOwnProcess.open)
+
+
+@pytest.mark.parametrize(("kit", "clauses"), [(WholeDiscoveryKit, []), (OwnProcessKit, ["D-6"])])
+def test_a_discovery_that_knows_its_own_process_only_is_found(kit: type[DiscoveryContract], clauses: list[str]) -> None:
+    run = run_contract(kit, tests="what_another_process")
+    assert [failure.clause for failure in run.failures] == clauses

@@ -1,4 +1,4 @@
-"""A store whose watches overtake each other: the kit finds it by S-9."""
+"""Stores whose watches overtake each other, or hear only while they wait: the kit finds them by S-9."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import ClassVar
 
 import anyio
 import attrs
+import pytest
 
-from converge.contracts.store import Batch, Channel, Committed, Conflict, Feature
+from converge.contracts.store import Batch, Channel, Committed, Conflict, Feature, Take, Turned
 from converge.testing import StoreContract
 from converge.testing.running import run_contract
 from converge_store_toy.plugin import TOY
@@ -56,6 +57,35 @@ class StrikesOutWhoCame(NotifyingStore):
         self.asleep.clear()
 
 
+class HearsWhileItWaits(NotifyingStore):
+    """Begins to listen when its caller waits again: what came while that one was busy is lost."""
+
+    async def watch(self, channels: Collection[Channel]) -> AsyncIterator[None]:
+        while True:
+            yield None
+            seen = self.rung[0]
+            while self.rung[0] == seen:  # noqa: ASYNC110  # as above
+                await anyio.sleep(0.001)
+
+
+class TellsNobodyOfARefusedTake(NotifyingStore):
+    """Wakes nobody where the take of a turn is refused, whatever its batches have done."""
+
+    async def turn(self, batches: Sequence[Batch], take: Take | None, *, wake: Collection[Channel] = ()) -> Turned:
+        turned = await super().turn(batches, take)
+        self.rung[0] += 0 if isinstance(turned.taken, Conflict) else len(wake)
+        return turned
+
+
+class TellsBeforeItsTurn(NotifyingStore):
+    """Wakes after a commit, and before a turn."""
+
+    async def turn(self, batches: Sequence[Batch], take: Take | None, *, wake: Collection[Channel] = ()) -> Turned:
+        self.rung[0] += len(wake)
+        await anyio.sleep(0.05)  # as long as a slow write takes
+        return await super().turn(batches, take)
+
+
 class WholeKit(StoreContract):
     """The store with wake-ups as it should be."""
 
@@ -70,12 +100,39 @@ class BrokenKit(WholeKit):
     near_sec = 0.5  # the hint that is waited for never comes
 
 
+class DeafKit(BrokenKit):
+    """The store that hears while it waits."""
+
+    backend = attrs.evolve(WholeKit.backend, open=HearsWhileItWaits.open)
+
+
+class RefusingKit(BrokenKit):
+    """The store that tells nobody of a refused take."""
+
+    backend = attrs.evolve(WholeKit.backend, open=TellsNobodyOfARefusedTake.open)
+
+
+class EarlyKit(BrokenKit):
+    """The store that tells before its turns."""
+
+    backend = attrs.evolve(WholeKit.backend, open=TellsBeforeItsTurn.open)
+
+
 def test_the_store_with_wakes_is_whole() -> None:
     run = run_contract(WholeKit, tests=WAKES)
     assert run.failures == () and run.passed >= 5
 
 
-def test_who_strikes_out_others_breaks_the_clause_and_no_other() -> None:
-    run = run_contract(BrokenKit, tests=WAKES)
+@pytest.mark.parametrize(
+    ("kit", "test"),
+    [
+        (BrokenKit, "begins_while_another"),
+        (DeafKit, "while_its_watcher_is_busy"),
+        (RefusingKit, "what_its_call_has_done"),
+        (EarlyKit, "before_the_write_can_be_read"),
+    ],
+)
+def test_a_store_with_broken_wakes_breaks_the_clause_and_no_other(kit: type[StoreContract], test: str) -> None:
+    run = run_contract(kit, tests=WAKES)
     assert {failure.clause for failure in run.failures} == {"S-9"}
-    assert [failure.test for failure in run.failures if "begins_while_another" in failure.test]
+    assert [failure.test for failure in run.failures if test in failure.test]

@@ -64,7 +64,8 @@ S-26 What is committed through `within` is there, whole, when the caller's trans
 What a caller must keep to (core does, and the kit checks core): no batch of one call writes a key that another batch of
 the call reads or writes; a batch names a key at most once among its puts and deletes; no batch of a turn deletes or
 checks a key within its take's ranges or writes a key that its take checks. A backend may therefore decide all batches
-of a call as one set. Checks may be shared between batches.
+of a call as one set. Checks may be shared between batches. Every value is JSON text in UTF-8, or empty, so that an
+engine may keep it as text; `after` of a range is a whole rest.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import re
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Collection, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from json import loads
 
 from converge.contracts.store import (
@@ -117,8 +117,9 @@ class CheckedStore(Store):
     async def watch(self, channels: Collection[Channel]) -> AsyncIterator[None]:
         self._check_thread("watch")
         check_channels(channels)
-        async for item in self.inner.watch(channels):
-            yield item
+        async with aclosing(self.inner.watch(channels)) as items:  # type: ignore[type-var]  # every watch is an async generator
+            async for item in items:
+                yield item
 
     @asynccontextmanager
     async def reopen(self) -> AsyncIterator[Store]:

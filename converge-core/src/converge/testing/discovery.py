@@ -16,10 +16,11 @@ from __future__ import annotations
 from converge.testing._discovery.base import Opening, Process
 from converge.testing._discovery.clauses import DiscoveryClauses
 from converge.testing._discovery.history import HistoryClauses
+from converge.testing._discovery.processes import ProcessClauses
 from converge.testing._discovery.service import ServiceClauses
 
 __all__ = ["DiscoveryContract", "Opening", "Process"]
 
 
-class DiscoveryContract(DiscoveryClauses, HistoryClauses, ServiceClauses):
+class DiscoveryContract(DiscoveryClauses, HistoryClauses, ProcessClauses, ServiceClauses):
     """The whole contract; see `converge.testing._discovery.base.DiscoveryCase` for what an author may set."""

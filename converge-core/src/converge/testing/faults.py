@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from enum import Enum
 from typing import TypeVar
 
@@ -155,8 +155,9 @@ class FaultyStore(Store):
         return await self._change("turn", lambda: self.inner.turn(batches, take, wake=wake), again)
 
     async def watch(self, channels: Collection[Channel]) -> AsyncIterator[None]:
-        async for item in self.inner.watch(channels):
-            yield item
+        async with aclosing(self.inner.watch(channels)) as items:  # type: ignore[type-var]  # every watch is an async generator
+            async for item in items:
+                yield item
 
     @asynccontextmanager
     async def reopen(self) -> AsyncIterator[Store]:

@@ -1,4 +1,4 @@
-"""A process beside the kit's own: opens the store under test and does one kind of work on it until it is told to stop.
+"""A process beside the kit's own: opens what is under test and does one kind of work on it until it is told to stop.
 
     python -m converge.testing._processes.peer < ORDER
 
@@ -23,15 +23,21 @@ import anyio
 import anyio.to_thread
 import attrs
 
+from converge import open_store
+from converge.contracts.discovery import Sighting
 from converge.contracts.store import ABSENT, Batch, Committed, Open, Range, Store, Take, Taken, reopenable
 from converge.model.keys import HELD, POOL, READY, STATE
 from converge.services.store.handle import StoreHandle
 from converge.services.tasks.manager import TaskManager
 from converge.settings import structured
 
-COUNTER = POOL("counter")
+COUNTER, BESIDE = POOL("counter"), POOL("beside")
+"""Two keys that each batch of `count` puts together."""
+WOKEN = "counted"
 LANE = b"\xcd" * 16
 AGENT = "kit"
+THEIRS = Sighting("theirs", ("tcp://h:1",), b"theirs")
+LOOK_SEC = 0.05
 CLAIM_BATCH = 5
 """Keys of one take, tasks of one claim."""
 
@@ -68,7 +74,7 @@ class Name:
 
 @attrs.frozen(kw_only=True)
 class Order:
-    """What a peer is told: which store to open, what to do with it, and for how long at most (seconds)."""
+    """What a peer is told: which backend to open, what to do with it, and for how long at most (seconds)."""
 
     work: str
     open: Name
@@ -86,15 +92,17 @@ def say(*values: Any) -> None:
 
 
 async def count(store: Store, until: float) -> None:
-    """Count up one key by check-and-put."""
+    """Count up one key by check-and-put, put another one with it, and wake who watches."""
     while time.monotonic() < until:
-        (entry,) = await store.get([COUNTER])
+        entry, beside = await store.get([COUNTER, BESIDE])
         value, revision = (int(entry.value), entry.revision) if entry else (0, ABSENT)
+        other = beside.revision if beside else ABSENT
         seen = await store.time()  # after `value` was seen, before `value + 1` is written
-        batch = Batch([(COUNTER, revision)], [(COUNTER, b"%d" % (value + 1))])
-        (outcome,) = await store.commit([batch])
+        checks, puts = [(COUNTER, revision), (BESIDE, other)], [(key, b"%d" % (value + 1)) for key in (COUNTER, BESIDE)]
+        (outcome,) = await store.commit([Batch(checks, puts)], wake=[WOKEN])
         if isinstance(outcome, Committed):
-            say(value + 1, outcome.revision, seen, await store.time())
+            # Both checks held at one moment: what was put together was there together, if it was at one revision.
+            say(value + 1, outcome.revision, seen, await store.time(), revision == other)
 
 
 async def take(store: Store, until: float) -> None:
@@ -144,10 +152,22 @@ async def serve(order: Order) -> None:
         await WORKS[order.work](used, time.monotonic() + order.limit_sec)
 
 
+async def sight(order: Order) -> None:
+    """Open a discovery on a store, publish when asked, say what is known, and leave when asked again."""
+    opens, options = order.open.load(), structured(order.options.load(), order.values, "options")
+    async with open_store(order.url) as store, opens(options, store=store, poll_sec=LOOK_SEC) as discovery:
+        say("ready")
+        await anyio.to_thread.run_sync(sys.stdin.readline)
+        await discovery.publish([THEIRS])
+        say(*sorted(one.id for one in await discovery.snapshot()))
+        await anyio.to_thread.run_sync(sys.stdin.readline)
+
+
 def main() -> None:
     """Run the order."""
     order = json.loads(sys.stdin.readline())
-    anyio.run(serve, Order(**order | {name: Name(**order[name]) for name in ("open", "options")}))
+    runs = sight if order["work"] == "sight" else serve
+    anyio.run(runs, Order(**order | {name: Name(**order[name]) for name in ("open", "options")}))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from typing import Any
 import attrs
 import pytest
 
+from converge.contracts.discovery import DiscoveryBackend
 from converge.contracts.store import Feature, StoreBackend
 from converge.testing._processes.peer import Name, Order
 from converge.testing._store.base import StoreCase
@@ -146,8 +147,10 @@ def peers_on(
     return running(order, PROCESSES if Feature.SHARED in features else 1)
 
 
-def order_of(backend: StoreBackend, options: Any, url: str, work: str, limit_sec: float, *, inherited: bool) -> Order:
-    """Return what tells another process to open the same store; skips the test if none could import what opens it."""
+def order_of(
+    backend: StoreBackend | DiscoveryBackend, options: Any, url: str, work: str, limit_sec: float, *, inherited: bool
+) -> Order:
+    """Return what tells another process to open the same backend; skips the test if none could import what opens it."""
     return Order(
         work=work,
         open=name_of(backend.open, "open"),

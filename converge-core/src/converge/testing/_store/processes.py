@@ -1,4 +1,6 @@
-"""S-4, S-6, S-8, S-11, S-14 between processes: three that share the store, one of which is killed in the midst."""
+"""S-3, S-4, S-6, S-8, S-9, S-11, S-14 between processes: three that share the store, one of which is killed in the
+midst.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +11,24 @@ from typing import Any
 import anyio
 import pytest
 
-from converge.contracts.store import Durability, Feature, Store
+from converge.contracts.store import Durability, Feature, Range, Store
 from converge.model.keys import POOL, READY, STATE
-from converge.testing._processes.peer import COUNTER, LANE
-from converge.testing._processes.peers import END_SEC, PROCESSES, begin, end, order_of, peers_on, running
-from converge.testing._store.base import Opening, StoreCase, get, ident, put
+from converge.testing._processes.peer import BESIDE, COUNTER, LANE, WOKEN
+from converge.testing._processes.peers import END_SEC, PROCESSES, Peer, begin, end, order_of, peers_on, running
+from converge.testing._store.base import Opening, StoreCase, ident, put, scan
+from converge.testing._store.wakes import PROMPT_SEC, watching
 from converge.testing.clauses import expect, expect_equal
 
 COUNTED = 30
 """Increments that are waited for before one process is killed, and again after: with fewer two may never meet."""
 
 COUNT_SEC = 30.0
-"""How long the processes count at most; they are told to stop long before."""
+"""How long is waited for each part of what the processes count; they count on for longer, and are told to stop."""
+
+COUNTING_SEC = 5 * COUNT_SEC
+
+LOOKS = 8
+"""How often a process that only looks is told of what the others count, and reads it."""
 
 TASKS = 60
 
@@ -31,12 +39,16 @@ class ProcessClauses(StoreCase):
     """
 
     def test_processes_that_count_count_each_number_once(self, url: str, options: Any, opening: Opening) -> None:
-        """S-4, S-6, S-8, S-14: each increments a key that it has read; what is acknowledged stays though it dies."""
+        """S-4, S-3, S-6, S-8, S-9, S-14: each increments a key that it has read, and this one is told of it and reads
+        it; what is acknowledged stays though one dies.
+        """
         if self.inherited_turn:
             pytest.skip("not applicable: it uses nothing of what is inherited")
-        with peers_on(self, url, options, "count", COUNT_SEC) as peers:
+        with peers_on(self, url, options, "count", COUNTING_SEC) as peers:
             begin(peers)
             told = peers[0].wait_for(lambda said: len(said) > COUNTED, COUNT_SEC)
+            if told and Feature.SHARED in self.backend.features:
+                anyio.run(self._look, opening, peers)
             peers[0].kill()
             expect("S-14", told, f"{len(peers[0].said) - 1} increments in {COUNT_SEC:g} s: {peers[0].end(END_SEC)}")
             for other in peers[1:]:
@@ -44,14 +56,36 @@ class ProcessClauses(StoreCase):
                 other.wait_for(lambda said: len(said) >= enough, COUNT_SEC)  # noqa: B023  # called before the next round
             failed = end(peers)
         rows = sorted((*row, number) for number, peer in enumerate(peers) for row in peer.said[1:])
-        last = anyio.run(_read_counter, opening)
+        last, is_whole = anyio.run(_read_counter, opening)
         self._check_counted(rows, last)
+        expect("S-3", is_whole, "a process that was killed has left half a batch")
         expect("S-14", not failed, f"a process failed: {failed}")
 
-    def _check_counted(self, rows: list[tuple[int, int, int, int, int]], last: int) -> None:
-        values, how_many = [row[0] for row in rows], len({row[4] for row in rows})
+    async def _look(self, opening: Opening, peers: list[Peer]) -> None:
+        """Expect to be told of what the others count, and to read what they have been answered."""
+        delays = []
+        async with opening() as store, watching(store, WOKEN, near_sec=self.near_sec) as watcher:
+            for _ in range(LOOKS):
+                count, begun = watcher.told, anyio.current_time()
+                is_told = await watcher.told_more_than(count)
+                expect("S-9", is_told, f"a wake from another process was not told within {self.near_sec:g} s")
+                delays.append(anyio.current_time() - begun)
+                known = max(row[0] for peer in peers for row in [[0], *peer.said[1:]])
+                (entry,), page = await store.get([COUNTER]), await scan(store, Range(COUNTER))
+                for call, found in (("get", entry), ("scan", page[0] if page else None)):
+                    seen = 0 if found is None else int(found.value)
+                    said = f"`{call}` read {seen} after another process had been answered that {known} is committed"
+                    expect("S-14", seen >= known, said)
+        if Feature.NOTIFIES in self.backend.features:
+            said = f"the store declares NOTIFIES, but wakes of other processes come at best each {min(delays):.3f} s"
+            expect("S-9", min(delays) < PROMPT_SEC, said)
+
+    def _check_counted(self, rows: list[tuple[int, int, int, int, bool, int]], last: int) -> None:
+        values, how_many = [row[0] for row in rows], len({row[5] for row in rows})
         twice = len(values) - len(set(values))
         said = f"{len(rows)} increments by {how_many} process{'' if how_many == 1 else 'es'}"
+        half = sum(not row[4] for row in rows)
+        expect("S-3", not half, f"of {said}, {half} found half a batch that another process had put")
         expect("S-4", not twice, f"of {said}, {twice} were committed beside another that had checked the same revision")
         # The processes that were killed may each have written one more, of which nobody heard.
         is_kept = len(rows) <= last <= len(rows) + PROCESSES
@@ -108,14 +142,16 @@ class ProcessClauses(StoreCase):
         expect_equal("S-14", anyio.run(_count_finished, opening), TASKS, "finished keys that a new process reads")
 
 
-async def _read_counter(opening: Opening) -> int:
+async def _read_counter(opening: Opening) -> tuple[int, bool]:
+    """Return the last number, and whether what is put with it is of the same batch."""
     async with opening() as store:
-        entry = await get(store, COUNTER)
-        return int(entry.value) if entry is not None else 0
+        entry, beside = await store.get([COUNTER, BESIDE])
+        is_whole = (entry and entry.revision) == (beside and beside.revision)
+        return int(entry.value) if entry is not None else 0, is_whole
 
 
 async def _read_and_write(opening: Opening) -> tuple[int, int]:
-    last = await _read_counter(opening)
+    last, _ = await _read_counter(opening)
     async with opening() as store:
         return last, await put(store, POOL("after"))
 

@@ -94,6 +94,7 @@ VALUES = (
     '{"text": "zażółć, \U0001f680\u2028"}'.encode(),
     b'{"b": 1, "a": 1.0,   "a": 2}',
     b'"' + b"x" * 70_000 + b'"',
+    b' {"a":\t"\x7f",\r\n"b": 1}\n',
 )
 
 
@@ -280,7 +281,7 @@ class ReadClauses(StoreCase):
         committed("S-15", await commit(store, puts=list(zip(keys, VALUES, strict=True))), "puts of every kind of value")
         await put(store, *(DONE("p", "s", n, ident(n)) for n in range(len(VALUES))))
         expect_equal("S-15", [entry and entry.value for entry in await store.get(keys)], list(VALUES), "values of get")
-        pools = [POOL(str(number)) for number in range(len(VALUES))]
+        pools = [POOL(f"{number:02}") for number in range(len(VALUES))]
         committed(
             "S-15", await commit(store, puts=list(zip(pools, VALUES, strict=True))), "puts of every kind of value"
         )

@@ -122,12 +122,11 @@ class TakeClauses(StoreCase):
         await put(store, *(ready(1 + number % 2, number, number) for number in range(5)))
         for number in range(4):
             await put(store, TASK(ident(number)), value=b'"task %d"' % number)
-        await put(store, STATE(ident(2)), value=b'"state 2"')
+        states = {2: b'"state 2"', 3: b""}  # an empty value is one, too
+        for number, value in states.items():
+            await put(store, STATE(ident(number)), value=value)
         moved = taken("S-10", await take(store, take_of([1, 2], 9, also=[TASK, STATE])), "a take with also")
-        wanted = [
-            [b'"task %d"' % number if number < 4 else None, b'"state 2"' if number == 2 else None]
-            for number in range(5)
-        ]
+        wanted = [[b'"task %d"' % number if number < 4 else None, states.get(number)] for number in range(5)]
         expect_equal(
             "S-10", [list(values) for values in moved.also], wanted, "the values of task and state under each rest's id"
         )
