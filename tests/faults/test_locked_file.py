@@ -76,10 +76,12 @@ async def test_a_process_whose_file_is_locked_keeps_its_work_and_goes_on_when_it
 ) -> None:
     """For less than a lease: what runs ends, is told to the store afterwards, and nothing runs twice."""
     process = fleet.start(agents=4, lease_sec=20.0)
-    running = await tasks.submit_many([Task(pool_id=fleet.pool, inputs={"sleep": 0.5}) for _ in range(4)])
+    gate = fleet.folder / "gate"
+    running = await tasks.submit_many([Task(pool_id=fleet.pool, inputs={"gate": str(gate)}) for _ in range(4)])
     waiting = await tasks.submit_many([Task(pool_id=fleet.pool) for _ in range(20)])
     await until_started(fleet, 4)
     with locked(fleet):
+        gate.touch()
         await anyio.sleep(SQLITE_SEC + 1)  # longer than SQLite waits
         assert process.poll() is None
         assert {(await tasks.get(task_id)).state for task_id in running} == {TaskState.ASSIGNED}

@@ -10,8 +10,8 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from pathlib import Path
 
 import anyio
@@ -24,7 +24,9 @@ from converge.testing.fixtures import wait_until
 from converge.testing.fleet import Fleet, expire_leases, until_started
 
 # How a node stops does not hang on its store; how long that may be away is the file's own matter.
-pytestmark = [pytest.mark.timeout(60), pytest.mark.parametrize("fleet", ["file"], indirect=True)]
+pytestmark = [pytest.mark.timeout(180), pytest.mark.parametrize("fleet", ["file"], indirect=True)]
+
+Lateness = Callable[[], AbstractAsyncContextManager[list[float]]]
 
 OVERHEAD_SEC = 5.0 if os.environ.get("FULL_TESTS") == "1" else 20.0
 """What a stop may take beyond the grace time: what Kubernetes leaves (30 s) less the default (25 s), on a machine that
@@ -38,6 +40,20 @@ async def ended(process: subprocess.Popen[bytes], *, grace_sec: float) -> int:
     await wait_until(lambda: process.poll() is not None, timeout=grace_sec + OVERHEAD_SEC, what="the process has ended")
     print(f"ended after {time.monotonic() - began:.2f} s")  # noqa: T201 - shown when the test fails
     return process.wait()
+
+
+async def ends_with(
+    fleet: Fleet, process: subprocess.Popen[bytes], *codes: int, grace_sec: float, lateness: Lateness
+) -> None:
+    """Wait for its end, with one of these codes. Of what a stop may take a store that is away leaves a second: where
+    the machine stood still for longer, the process has to end as it stands.
+    """
+    async with lateness() as late:
+        code = await ended(process, grace_sec=grace_sec)
+    log = fleet.log_of(process)
+    if code == 128 + signal.SIGTERM and sum(late) > 1.0:
+        return
+    assert code in codes and "Traceback" not in log, log
 
 
 async def left_behind(fleet: Fleet) -> dict[str, int]:
@@ -111,29 +127,31 @@ async def test_f9_sigterm_during_the_start_leaves_nothing(fleet: Fleet, tasks: T
     assert "Traceback" not in fleet.log_of(process)
 
 
-async def test_f9_sigterm_while_the_store_is_away_is_in_time_too(fleet: Fleet, tasks: TaskManager) -> None:
+async def test_f9_sigterm_while_the_store_is_away_is_in_time_too(
+    fleet: Fleet, tasks: TaskManager, lateness: Lateness
+) -> None:
     """What cannot be handed back ends with the lease."""
     process = fleet.start(agents=1, grace_sec=0.5)
     task_id = await tasks.submit(Task(pool_id=fleet.pool, inputs={"sleep": 600}))
     await until_started(fleet, 1)
     with locked(fleet):
         process.send_signal(signal.SIGTERM)
-        assert await ended(process, grace_sec=0.5) == 0, fleet.log_of(process)
-        assert "Traceback" not in fleet.log_of(process)
+        await ends_with(fleet, process, 0, grace_sec=0.5, lateness=lateness)
     await expire(fleet, process)
     other = fleet.start(agents=1)
     await until_started(fleet, 2)
     assert [line["pid"] for line in fleet.starts()[task_id]] == [process.pid, other.pid]
 
 
-async def test_f9_sigterm_while_the_start_waits_for_the_store_is_in_time_too(fleet: Fleet, tasks: TaskManager) -> None:
+async def test_f9_sigterm_while_the_start_waits_for_the_store_is_in_time_too(
+    fleet: Fleet, tasks: TaskManager, lateness: Lateness
+) -> None:
     """The file is locked from before the start."""
     with locked(fleet):
         process = fleet.start(agents=1, grace_sec=2.0)
         await wait_until(lambda: has_open(process, "state.db"), timeout=30, what="it has opened the file")
         process.send_signal(signal.SIGTERM)
-        assert await ended(process, grace_sec=2.0) in (0, 4), fleet.log_of(process)
-        assert "Traceback" not in fleet.log_of(process)
+        await ends_with(fleet, process, 0, 4, grace_sec=2.0, lateness=lateness)
     assert await left_behind(fleet) == {}
 
 

@@ -64,7 +64,7 @@ async def agents_of(node: Node, count: int) -> list[str]:
         found[:] = [one.id for one in await node.discovery.query(DiscoveryQuery(capabilities=["talk"]))]
         return len(found) == count
 
-    await wait_until(are_there, timeout=30, what=f"{count} talkers are known")
+    await wait_until(are_there, timeout=90, what=f"{count} talkers are known")
     return found
 
 
