@@ -44,7 +44,7 @@ COPY_PAGE = 100
 """Keys of a page: with each come the two records of its task, of up to a mebibyte each."""
 
 PUT_OPS, PUT_BYTES = 1_000, 4_194_304
-"""Puts, and bytes of their values, of one commit."""
+"""Puts or deletes, and bytes of the values, of one commit."""
 
 OWN = (EPOCH, FORMAT, LEASE)
 """What belongs to a store and its processes, and is not copied."""
@@ -144,8 +144,18 @@ async def _begin(source: Store, target: Store, name: str) -> None:
         await _commit(target, _with_format(was))
         raise CopyRefused("source and destination are one store, by two names; name another destination")
     if mark.copied_from:
-        async for entries in _everything(target):
-            await _commit(target, Batch((), (), [entry.key for entry in entries]))
+        await _empty(target)
+
+
+async def _empty(target: Store) -> None:
+    keys = dict[Key, None]()
+    async for entries in _everything(target):
+        keys.update((entry.key, None) for entry in entries)
+        if len(keys) >= PUT_OPS:
+            await _commit(target, Batch((), (), list(keys)))
+            keys.clear()
+    if keys:
+        await _commit(target, Batch((), (), list(keys)))
 
 
 async def _end(source: Store, target: Store, env: Env) -> Copied:
