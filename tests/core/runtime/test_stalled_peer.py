@@ -134,6 +134,7 @@ async def test_a_link_whose_peer_takes_nothing_is_broken_and_its_messages_fail_w
             group.start_soon(fill)
             await wait_until(lambda: before.is_closed, timeout=20, what="the link is broken")
             group.cancel_scope.cancel()
+        assert before.why == "the peer has not taken what was written within 0.3 s"
         gate.set()
 
 

@@ -41,7 +41,7 @@ FLUSH_BYTES = 262_144
 """What is given to the connection at a time: so much must get through in `WRITE_SEC`."""
 
 WRITE_SEC = 10.0
-"""A link whose peer takes nothing for so long is broken."""
+"""A link whose peer does not take what is given to the connection at a time within this is broken."""
 
 OnItems = Callable[["Link", list[Item]], Awaitable[None]]
 

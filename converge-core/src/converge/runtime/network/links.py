@@ -276,7 +276,7 @@ class Links:
 
     def _look_at(self, link: Link, now: float) -> None:
         if now - link.writing_since > WRITE_SEC:
-            link.end(records.LIMIT, f"the peer has taken nothing for {WRITE_SEC:g} s")
+            link.end(records.LIMIT, f"the peer has not taken what was written within {WRITE_SEC:g} s")
         elif now - link.heard_at > SILENT_SEC:
             link.end(records.IDLE, f"the peer has said nothing for {SILENT_SEC:g} s")
         elif now - max(link.heard_at, link.pinged_at) > PING_SEC:
