@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from itertools import pairwise
 from statistics import median
 
@@ -41,7 +43,9 @@ async def test_f1_a_long_task_of_a_live_process_starts_once(fleet: Fleet, tasks:
 
 
 @on("file")
-async def test_f2_code_that_blocks_the_loop_keeps_its_task(fleet: Fleet, tasks: TaskManager) -> None:
+async def test_f2_code_that_blocks_the_loop_keeps_its_task(
+    fleet: Fleet, tasks: TaskManager, lateness: Callable[[], AbstractAsyncContextManager[list[float]]]
+) -> None:
     """The handler blocks the event loop for two leases, then holds the interpreter's lock in bursts for more than
     one.
     """
@@ -52,6 +56,7 @@ async def test_f2_code_that_blocks_the_loop_keeps_its_task(fleet: Fleet, tasks: 
     async with (
         open_store(fleet.url, plugins=fleet.plugins, network=fleet.network) as store,
         anyio.create_task_group() as group,
+        lateness() as late,
     ):
         seen: list[int] = []
         group.start_soon(_see_expiries, store, seen)
@@ -64,7 +69,8 @@ async def test_f2_code_that_blocks_the_loop_keeps_its_task(fleet: Fleet, tasks: 
     log = fleet.log_of(blocking)
     assert "blocked" in log and "time.sleep" in log, "the warning does not show the stack that blocks"
     gaps = [(later - earlier) / 1_000_000 for earlier, later in pairwise(seen)]
-    assert len(gaps) > 5 and median(gaps) < lease_sec / 2 and max(gaps) < lease_sec, f"renewals came late: {gaps}"
+    assert len(gaps) > 5 and max(gaps) < lease_sec, f"renewals came late: {gaps}"
+    assert median(gaps) < lease_sec / 2 + sum(late) / len(gaps), f"renewals came late: {gaps}"
 
 
 async def _see_expiries(store: Store, seen: list[int]) -> None:
