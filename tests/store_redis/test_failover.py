@@ -20,7 +20,7 @@ from converge.testing.fixtures import wait_until
 from converge.testing.servers import Deployment
 from converge_store_redis import RedisOptions, RedisStore
 
-pytestmark = [pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.timeout(240)]
 
 WRITERS = 3
 Send = Callable[..., Awaitable[Any]]
@@ -84,7 +84,7 @@ async def fail_over(deployment: Deployment, namespace: str, send: Send, *, is_lo
         old = list(zip(writers, counts, strict=True))
         await wait_until(
             lambda: all(one.is_rolled_back or len(one.acknowledged) > count + 20 for one, count in old),
-            timeout=40,
+            timeout=90,
             what="each writer writes again, or was told that the history is another one",
         )
         group.cancel_scope.cancel()
