@@ -8,6 +8,7 @@ from pathlib import Path
 
 import anyio
 import asyncpg
+import attrs
 import pytest
 
 from converge import Pool, PoolManager, Task, TaskManager, open_store
@@ -159,6 +160,20 @@ def test_what_is_weak_has_a_finding(changed: dict[str, object], code: str, level
     assert {one.level for one in inspection(well, 2).findings} == {Level.OK}
     found = {one.code: one.level for one in inspection(well._replace(**changed), 2).findings}  # type: ignore[arg-type]
     assert found[code] is level
+
+
+async def test_a_connection_to_another_host_that_is_not_encrypted_is_told(
+    postgres_url: str, options: SqlOptions
+) -> None:
+    far = postgres_url.replace("127.0.0.1", "0.0.0.0")  # this host, by an address that is not seen to be its own
+    found = []
+    for url, own in ((postgres_url, options), (far, options), (far, attrs.evolve(options, pooler=True))):
+        async with SqlStore.open(url, own) as store:
+            for told in (await store.inspect(), await SqlStore.look(url, own)):
+                assert told is not None
+                found.append([one.mend for one in told.findings if one.code == "tls"])
+    assert found[:2] == found[4:] == [[], []] and found[2] == found[3]
+    assert "sslmode=verify-full" in found[2][0]
 
 
 async def test_bad_places_are_refused_each_in_its_words_and_nothing_is_written(

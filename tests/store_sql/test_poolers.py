@@ -20,6 +20,7 @@ from converge.model.keys import POOL
 from converge.testing.fixtures import wait_until
 from converge.testing.servers import free_port, port_answers, postgres_server, running
 from converge_store_sql import SqlOptions, SqlStore
+from converge_store_sql.postgresql.inspection import SETTINGS, Settings
 
 USER = "nobody" if os.geteuid() == 0 else None
 
@@ -170,6 +171,7 @@ async def test_tls_is_used_and_checked_as_the_url_says(
         used = "select bool_and(ssl) from pg_stat_ssl join pg_stat_activity using (pid) where usename = 'agents'"
         checked = await asyncpg.connect(trusted)
         assert await checked.fetchval(used)
+        assert Settings(*await checked.fetchrow(SETTINGS)).is_encrypted
         await checked.close()
     wrong_name = trusted.replace("localhost:", "127.0.0.1:")
     for refused in (f"{url}?sslmode=disable", f"{url}?sslmode=verify-full&sslrootcert=system", wrong_name):

@@ -93,6 +93,20 @@ async def test_each_user_can_do_its_own_and_no_more(mariadb_url: str, options: M
     await run(mariadb_url, f"drop database {names['work']}", f"drop user {dropped}")
 
 
+async def test_a_connection_to_another_host_that_is_not_encrypted_is_told(
+    mariadb_url: str, options: MysqlOptions
+) -> None:
+    far = mariadb_url.replace("127.0.0.1", "0.0.0.0")  # this host, by an address that is not seen to be its own
+    found = []
+    for url in (mariadb_url, far):
+        async with MysqlStore.opened(url, options) as store:
+            inspected = await store.inspect()
+        found.append([one.mend for one in inspected.findings if one.code == "tls"])
+        looked = await MysqlStore.looked_at(url, options)
+        assert [one.mend for one in looked.findings if one.code == "tls"] == found[-1]
+    assert found[0] == [] and "ssl=true" in found[1][0]
+
+
 async def test_the_view_shows_a_task_in_each_place_of_its_life(
     mariadb_url: str, options: MysqlOptions, check_view: Callable[..., Awaitable[None]]
 ) -> None:

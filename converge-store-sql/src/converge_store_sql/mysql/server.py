@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from converge.contracts.store import Durability, Finding, Inspection, error, fine, warning
 from converge.errors import StoreRefused, StoreUnsafe, Unsupported
 from converge_store_sql.mysql.connect import Connections
+from converge_store_sql.way import way
 
 OLDEST = {"MariaDB": (10, 6), "MySQL": (8, 0)}
 """The first versions with `skip locked`, without which claims would wait for each other."""
@@ -100,7 +101,14 @@ def durability(found: Mapping[str, str]) -> Durability:
     return Durability.D1 if flush == "2" or is_weak else Durability.D2
 
 
-def inspection(found: Mapping[str, str]) -> Inspection:
+async def inspected(connections: Connections) -> Inspection:
+    """Return what the server's settings, and the way to it, mean for an operator."""
+    ciphers = await connections.read("show session status like 'Ssl_cipher'")  # none where the server has no TLS
+    is_encrypted = any(cipher for _, cipher in ciphers)
+    return inspection(await settings(connections), connections.where, is_encrypted=is_encrypted)
+
+
+def inspection(found: Mapping[str, str], where: str = "", *, is_encrypted: bool = True) -> Inspection:
     """Return what the settings mean for an operator."""
     name, version = product(found)
     return Inspection(
@@ -108,7 +116,7 @@ def inspection(found: Mapping[str, str]) -> Inspection:
         product=f"{name} {'.'.join(map(str, version))}",
         role="" if found.get("read_only") in (None, "OFF", "0") else "replica",
         is_tested=version[:2] in TESTED[name],
-        findings=tuple(_findings(found)),
+        findings=(*_findings(found), *way(where, is_encrypted=is_encrypted, adds="?ssl=true, or ?ssl_ca=PATH,")),
     )
 
 

@@ -100,7 +100,7 @@ class MysqlStore(SqlStore):
         """
         connections = Connections(url, own_options(options))
         try:
-            return server.inspection(await server.settings(connections))
+            return await server.inspected(connections)
         finally:
             await connections.close()
 
@@ -185,7 +185,7 @@ class MysqlStore(SqlStore):
         return {"server": self._connections.where, **await server.settings(self._connections)}
 
     async def inspect(self) -> Inspection:
-        return server.inspection(await server.settings(self._connections))
+        return await server.inspected(self._connections)
 
     async def _turn(self, batches: Sequence[Batch], take: Take | None) -> Turned:
         if not batches and take is None:

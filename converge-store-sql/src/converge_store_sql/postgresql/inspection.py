@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from converge.codec import FORMAT
 from converge.contracts.store import Durability, Finding, Inspection, error, fine, warning
+from converge_store_sql.way import way
 
 LEAST_VERSION = 140000
 TESTED = (15, 16, 18)
@@ -17,7 +18,8 @@ SETTINGS = """select current_setting('server_version_num')::integer, current_set
     (select extract(epoch from max(clock_timestamp() - xact_start)) from pg_stat_activity
         where datname = current_database() and backend_xmin is not null)::float8,
     current_setting('server_encoding'),
-    case current_setting('track_counts') when 'off' then 'off' else current_setting('autovacuum') end"""
+    case current_setting('track_counts') when 'off' then 'off' else current_setting('autovacuum') end,
+    coalesce((select ssl from pg_stat_ssl where pid = pg_backend_pid()), true)"""
 
 ENCODINGS = ("UTF8", "SQL_ASCII")
 """Those of a database that can hold every text of a key, and return it as it was."""
@@ -39,6 +41,7 @@ class Settings(NamedTuple):
     oldest_sec: float | None
     encoding: str = "UTF8"
     autovacuum: str = "on"
+    is_encrypted: bool = True
 
     @property
     def durability(self) -> Durability:
@@ -54,15 +57,18 @@ def durability(fsync: str, full_page_writes: str, synchronous_commit: str, stand
     return Durability.D3 if standbys.strip() and synchronous_commit in ("on", "remote_apply") else Durability.D2
 
 
-def inspection(found: Settings, schema: int | None = None) -> Inspection:
-    """Return what these settings mean, and the number of the schema if there is one."""
+def inspection(found: Settings, schema: int | None = None, where: str = "") -> Inspection:
+    """Return what these settings of the server at `where` mean, and the number of the schema if there is one."""
     major, minor = divmod(found.version, 10_000)
     return Inspection(
         durability=found.durability,
         product=f"PostgreSQL {major}.{minor}",
         role="replica" if found.is_standby else "primary",
         is_tested=major in TESTED,
-        findings=tuple(_findings(found, schema)),
+        findings=(
+            *_findings(found, schema),
+            *way(where, is_encrypted=found.is_encrypted, adds="?sslmode=verify-full"),
+        ),
     )
 
 

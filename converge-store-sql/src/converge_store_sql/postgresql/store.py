@@ -77,7 +77,7 @@ class PostgresqlStore(SqlStore):
         connections = Connections(url, options)
         try:
             async with connections.driver() as driver:
-                return inspection(Settings(*await driver.fetchrow(SETTINGS)))
+                return inspection(Settings(*await driver.fetchrow(SETTINGS)), None, _way(connections, options))
         finally:
             await connections.close()
 
@@ -137,7 +137,7 @@ class PostgresqlStore(SqlStore):
     async def inspect(self) -> Inspection:
         (row,) = await self._read(SETTINGS, ())
         ((schema,),) = await self._read(f"select max(version) from {self._options.network}_schema", ())
-        return inspection(Settings(*row), schema)
+        return inspection(Settings(*row), schema, _way(self._connections, self._options))
 
     def watch(self, channels: Collection[Channel]) -> AsyncIterator[None]:
         # Behind a transaction pooler LISTEN is of no use: a server connection is lent for one transaction only.
@@ -263,3 +263,8 @@ def _taken(
     values = list(zip(*answer[width : width + also], strict=True)) if also else [()] * len(answer[0])
     moved = sorted(zip(zip(*answer[:width], strict=True), values, strict=True))
     return Taken(revision, [rest for rest, _ in moved], [read for _, read in moved], heads, now)
+
+
+def _way(connections: Connections, options: SqlOptions) -> str:
+    """Return where the server is that tells of its connection; behind a pooler that is the pooler's connection."""
+    return "" if options.pooler else connections.where
