@@ -64,7 +64,8 @@ class Errors(Generic[Code]):
                 return StoreRefused(f"{where} refused the login: {text}; check {self.login}")
             if code in self.no_room:
                 return StoreBusy(
-                    f"{where} has no connection left: {text}; raise max_connections, or lower the option connections"
+                    f"{where} has no connection left: {text}; raise max_connections, or the limit of that user or "
+                    "database, or lower the option connections"
                 )
             if code not in self.away:
                 return self._refusal(code)(f"{where} refused the connection ({code}): {text}; check the URL")
