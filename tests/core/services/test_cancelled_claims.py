@@ -12,10 +12,13 @@ import pytest
 
 from converge import Pool, PoolManager, Task, TaskManager, TaskState, open_store
 from converge.builtin.memory import MemoryStore
-from converge.contracts.store import Batch, Store, Take, Turned
-from converge.errors import LeaseEnded, StaleClaim
+from converge.contracts.store import Batch, Entry, Key, Store, Take, Turned
+from converge.errors import LeaseEnded, StaleClaim, StoreUnavailable
+from converge.ids import id_bytes
+from converge.model.keys import TASK
 from converge.services.store.handle import StoreHandle
 from converge.services.store.lease import LeaseSettings
+from converge.services.tasks.torn import torn_tasks
 
 
 class SlowToAnswer(MemoryStore):
@@ -87,3 +90,54 @@ async def test_a_worker_that_was_away_for_too_long_is_told_once_and_then_claims_
             await tasks.complete(held, "too late")
         await tasks.complete(again, "in time")
         await away.close()
+
+
+class SlowToRead(MemoryStore):
+    """Does not answer the first read of a task's record, or says that it is away."""
+
+    is_immediate = False
+
+    def __init__(self, *, is_away: bool) -> None:
+        super().__init__()
+        self.is_asked, self._is_away = anyio.Event(), is_away
+
+    async def get(self, keys: Sequence[Key]) -> Sequence[Entry | None]:
+        if keys[0][0] is TASK and not self.is_asked.is_set():
+            self.is_asked.set()
+            if self._is_away:
+                raise StoreUnavailable("for a moment")
+            await anyio.sleep_forever()
+        return await super().get(keys)
+
+
+async def damaged_and_whole(store: MemoryStore, tasks: TaskManager) -> tuple[str, set[str]]:
+    """Submit three tasks, and damage the record of the first; return its id, and the others'."""
+    await PoolManager(store).create_pool(Pool(id="docs"))
+    damaged, *whole = await tasks.submit_many([Task(pool_id="docs") for _ in range(3)])
+    await store.commit([Batch((), ((TASK(id_bytes("task", damaged)), b"{}"),))])
+    return damaged, set(whole)
+
+
+async def test_a_claim_cancelled_while_another_is_set_aside_holds_nothing() -> None:
+    store = SlowToRead(is_away=False)
+    tasks = TaskManager(store)
+    damaged, whole = await damaged_and_whole(store, tasks)
+    async with anyio.create_task_group() as group:
+        group.start_soon(tasks.claim, "a", ["docs"], (), None, None, 3)
+        await store.is_asked.wait()
+        group.cancel_scope.cancel()
+    assert {task.id for task in await tasks.list(state=TaskState.PENDING)} == whole
+    assert {task.id for task in await tasks.claim("a", ["docs"], limit=3)} == whole
+    assert [id_ async for id_, _ in torn_tasks(tasks._handle)] == [id_bytes("task", damaged)]
+    await tasks._handle.close()
+
+
+async def test_what_could_not_be_set_aside_is_later_by_a_claim_that_knows_nothing_of_it() -> None:
+    store = SlowToRead(is_away=True)
+    tasks = TaskManager(store, poll_sec=0.0)  # each claim looks anew
+    damaged, whole = await damaged_and_whole(store, tasks)
+    assert {task.id for task in await tasks.claim("a", ["docs"], limit=3)} == whole
+    assert [id_ async for id_, _ in torn_tasks(tasks._handle)] == []
+    assert await tasks.claim("a", ["docs"]) == []
+    assert [id_ async for id_, _ in torn_tasks(tasks._handle)] == [id_bytes("task", damaged)]
+    await tasks._handle.close()

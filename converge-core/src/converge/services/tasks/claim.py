@@ -52,6 +52,9 @@ FROM_START_EVERY = 8
 LEASE_WAS_LOST = "its process lost its lease while it was being claimed"
 """Why a claim goes back that nobody has begun."""
 
+Unread = tuple[Key, int, bytes, StoreError]
+"""A claim that cannot be read or ended: key, token, task id and why."""
+
 _FIRST: Rest = (INT_MIN, bytes(16))
 """Below every rest of a ready key."""
 
@@ -81,6 +84,8 @@ class Claims:
         pools: Sequence[str],
         claimer: Claimer,
         on_missing: Callable[[str, Sequence[str]], None] | None = None,
+        *,
+        unread: list[Unread] | None = None,
     ) -> None:
         self.agent_ids: Collection[str] = (agent_id,)
         self.claimer = claimer
@@ -96,8 +101,8 @@ class Claims:
         """Those of the pools that were seen to be paused."""
         self._takes = 0
         self._logged: set[str] = set()
-        self.unread: list[tuple[Key, int, bytes, StoreError]] = []
-        """Claims that cannot be read or ended: key, token, task id and why; see `put_unread_away`."""
+        self.unread: list[Unread] = [] if unread is None else unread
+        """Claims that cannot be read or ended; see `put_unread_away`."""
         self._steady_channels = [
             channel for pool in self.pools for channel in (f"pool.{pool}", *watched_news(pool, claimer))
         ]

@@ -129,14 +129,15 @@ class TaskManager:
         except LeaseEnded:
             await self._lease_has_ended()
             raise
-        tasks = []
+        tasks, held = list[Task](), dict[bytes, tuple[Found, str]]()
         for one in found:
             try:
                 tasks.append(to_task(*astuple(one), by=agent_id))
-                self._held[one.id] = (one, agent_id)
+                held[one.id] = (one, agent_id)
             except TornRecord as error:
                 claims.put_away_later(one, error)
-        await self._polling.put_unread_away(claims)
+        await self._polling.put_unread_away(claims, [one for one, _ in held.values()])
+        self._held |= held
         return tasks
 
     @timed

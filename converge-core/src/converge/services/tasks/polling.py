@@ -14,7 +14,7 @@ from converge.machines.events import Released
 from converge.machines.match import Claimer
 from converge.model.place import Found, Held
 from converge.services.store.handle import StoreHandle
-from converge.services.tasks.claim import LEASE_WAS_LOST, Claims, settle_takes, turn
+from converge.services.tasks.claim import LEASE_WAS_LOST, Claims, Unread, settle_takes, turn
 from converge.services.tasks.finish import Finishes
 from converge.services.tasks.sweep import Sweep
 
@@ -33,6 +33,7 @@ class Polling:
     def __init__(self, handle: StoreHandle, finishes: Finishes, sweep: Sweep, poll_sec: float) -> None:
         self._handle, self._finishes, self._sweep, self._poll_sec = handle, finishes, sweep, poll_sec
         self._claims: dict[tuple[str, tuple[str, ...], Claimer], Claims] = {}
+        self._unread: list[Unread] = []  # of all claims, also of those that are forgotten
         self._sweep_due = -inf
 
     async def sweep_sometimes(self) -> bool:
@@ -51,7 +52,7 @@ class Polling:
         key = (agent_id, pools, claimer)
         claims = self._claims.get(key)
         if claims is None:
-            claims = self._claims[key] = Claims(self._handle, agent_id, pools, claimer)
+            claims = self._claims[key] = Claims(self._handle, agent_id, pools, claimer, unread=self._unread)
         return claims
 
     async def acquire(self, claims: Claims, limit: int) -> list[Found]:
@@ -78,11 +79,20 @@ class Polling:
                 return found
         return []
 
-    async def put_unread_away(self, claims: Claims) -> None:
+    async def put_unread_away(self, claims: Claims, taken: Sequence[Found]) -> None:
+        """Put away what cannot be read, now or with the next claim. What one take has `taken` is the caller's, or, if
+        that is cancelled meanwhile, goes back.
+        """
         try:
             await claims.put_unread_away()
-        except StoreError as error:  # the next claim does it: what was claimed is the caller's
+        except StoreError as error:
             log.warning("claims that cannot be read are still held: %s", error)
+        except BaseException:
+            for one in taken:
+                assert isinstance(one.place, Held), "what a take took is held"
+                self._handle.unsettled[one.place.nonce] = one.place.lease
+            await self._settle_now()
+            raise
 
     async def _settle_now(self) -> None:
         """Settle a take at once, if the store lets us: its caller may never claim again. Else the next take does.
