@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -12,15 +13,32 @@ from converge.foreign import Raised, as_exception, boxed_in_thread, passes
 T = TypeVar("T")
 
 
+class NoThread(OSError):
+    """The system lets this process start no further thread: nothing was called."""
+
+
 async def in_own_thread(function: Callable[..., T], *arguments: object, abandon_on_cancel: bool = False) -> T:
     """Call the function in a thread, at once; return what it returns.
 
     The limit that an event loop has for its threads is everybody's: if user code held all of them, a node that waits
     for one could neither sign, nor read a file, nor stop.
+
+    Raises:
+        NoThread: None can be started.
     """
-    return await to_thread.run_sync(
-        function, *arguments, abandon_on_cancel=abandon_on_cancel, limiter=CapacityLimiter(1)
-    )
+    is_begun = False
+
+    def call() -> T:
+        nonlocal is_begun
+        is_begun = True
+        return function(*arguments)
+
+    try:
+        return await to_thread.run_sync(call, abandon_on_cancel=abandon_on_cancel, limiter=CapacityLimiter(1))
+    except RuntimeError as error:
+        if is_begun:
+            raise
+        raise NoThread(errno.EAGAIN, str(error)) from error
 
 
 async def called_in_own_thread(function: Callable[..., Any], *arguments: object) -> Any:

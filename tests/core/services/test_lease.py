@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
+from typing import NoReturn
 
 import anyio
 import pytest
@@ -14,10 +16,12 @@ from converge.contracts.store import Batch, Channel, Committed, Conflict, Store
 from converge.env import Env
 from converge.errors import LeaseEnded, StoreRolledBack, StoreUnavailable
 from converge.model.keys import DEAD, EPOCH, EXPIRY, LEASE
+from converge.services.store import lease as lease_module
 from converge.services.store.commits import Commits
 from converge.services.store.handle import StoreHandle
 from converge.services.store.lease import MARGIN, Lease, LeaseSettings, ended
 from converge.testing.fixtures import wait_until
+from converge.threads import NoThread
 
 # The thread of a lease so long renews nothing during a test: the tests do it themselves.
 LEASE_SEC = 3_000.0
@@ -278,3 +282,21 @@ async def test_a_connection_that_is_not_opened_counts_as_a_store_that_does_not_a
         await wait_until(lambda: lease.asked_since == clock.now, what="it is seen that the store is asked")
         store.may_open.set()
         await wait_until(lambda: lease.asked_since is None, what="it is seen that the store has answered")
+
+
+async def test_a_system_that_starts_no_further_thread_ends_no_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refuse(*_: object, **__: object) -> NoReturn:
+        raise NoThread(errno.EAGAIN, "can't start new thread")
+
+    monkeypatch.setattr(lease_module, "LOOK_SEC", 0.01)
+    handle = StoreHandle.of(MemoryStore(), lease_settings=LeaseSettings(lease_sec=LEASE_SEC))
+    monkeypatch.setattr(lease_module, "in_own_thread", refuse)
+    lease = await handle.lease()
+    try:
+        await wait_until(lambda: lease.renewals >= 2, what="the lease is renewed")
+        lease.check_alive()
+    finally:
+        await handle.close()
+    assert lease._thread is not None
+    lease._thread.join(30)
+    assert not lease._thread.is_alive()

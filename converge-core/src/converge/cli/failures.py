@@ -63,6 +63,7 @@ _SHORT_OF = {
     errno.EMFILE: "this process may open no more files and sockets; raise its limit (`ulimit -n`, LimitNOFILE=)",
     errno.ENFILE: "this system has no more room for open files; raise fs.file-max, or end what holds them",
     errno.ENOMEM: "this system gives no more memory",
+    errno.EAGAIN: "this system starts no more threads or processes; raise its limit (`ulimit -u`, TasksMax=, pids.max)",
 }
 """What the system ran short of, which is no fault of anybody's code."""
 

@@ -57,7 +57,8 @@ class FileStore(Store):
             StoreBusy: Another program has held its lock for `busy_sec`.
         """
         options = options or FileOptions()
-        path = await in_own_thread(partial(checked_path, url, must_exist=options.must_exist))
+        with translated(url):
+            path = await in_own_thread(partial(checked_path, url, must_exist=options.must_exist))
         async with cls._opened(path, options) as store:
             yield store
 
@@ -68,8 +69,9 @@ class FileStore(Store):
         Raises:
             As `open`; StoreRefused also if there is no store.
         """
-        path = await in_own_thread(partial(checked_path, url, must_exist=True))
-        return await in_own_thread(pending, path)
+        with translated(url):
+            path = await in_own_thread(partial(checked_path, url, must_exist=True))
+            return await in_own_thread(pending, path)
 
     @classmethod
     @asynccontextmanager
@@ -156,7 +158,8 @@ class FileStore(Store):
                 self._wake_ups.tell(channels)
 
     async def facts(self) -> Mapping[str, str | int]:
-        return {**await in_own_thread(facts, self._path), **self._worker.settings}
+        with translated(self._path):
+            return {**await in_own_thread(facts, self._path), **self._worker.settings}
 
     async def inspect(self) -> Inspection:
         return inspection(await self.facts())

@@ -16,7 +16,7 @@ from converge.builtin.file._errors import Broken
 from converge.builtin.file.database import Database
 from converge.contracts.store import Batch, Channel, Take, Turned
 from converge.errors import StoreBusy, StoreUnavailable
-from converge.threads import in_own_thread
+from converge.threads import NoThread, in_own_thread
 
 CLOSE_SEC = 1.0
 """How long closing waits for a call that nobody waits for any more; it ends by itself, or with the process."""
@@ -178,5 +178,6 @@ class Worker:
         """Close the connection once the calls under way have ended, or without them where another's lock keeps them."""
         if self._thread is not None:
             self._jobs.put(None)
-            await in_own_thread(self._thread.join, CLOSE_SEC, abandon_on_cancel=True)
+            with suppress(NoThread):
+                await in_own_thread(self._thread.join, CLOSE_SEC, abandon_on_cancel=True)
             self._thread = None

@@ -17,7 +17,7 @@ from converge.runtime.keys.history import History
 from converge.runtime.keys.keyring import NODE, Keyring
 from converge.services.store import epoch as epochs
 from converge.services.store.handle import StoreHandle
-from converge.threads import in_own_thread
+from converge.threads import NoThread, in_own_thread
 
 log = logging.getLogger("converge.keys")
 
@@ -107,5 +107,5 @@ class IdentityDir:
                     await in_own_thread(
                         self._history.note, found.text, commits.history.greatest, await self._handle.store.time()
                     )
-            except (StoreError, KeyFileRefused) as error:
+            except (StoreError, KeyFileRefused, NoThread) as error:
                 log.warning("what this process saw of its store is not remembered: %s", error)

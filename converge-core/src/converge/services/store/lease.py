@@ -11,6 +11,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import anyio
@@ -24,7 +25,7 @@ from converge.model.keys import DEAD, EXPIRY, LEASE
 from converge.services.store.commits import Commits
 from converge.services.store.history import ROLLED_BACK
 from converge.services.store.outage import Outage
-from converge.threads import in_own_thread
+from converge.threads import NoThread, in_own_thread
 
 log = logging.getLogger("converge.lease")
 
@@ -240,7 +241,8 @@ class Lease:
             except StoreError as error:
                 log.warning("lease %s could not be ended in the store, it ends by itself: %s", self.id.hex(), error)
             if self._thread is not None:  # last: a renewal that waits for the store must not use up the time
-                await in_own_thread(self._thread.join, CLOSE_SEC, abandon_on_cancel=True)
+                with suppress(NoThread):
+                    await in_own_thread(self._thread.join, CLOSE_SEC, abandon_on_cancel=True)
 
     async def _end(self) -> None:
         for _ in range(TOUCHES):
@@ -273,11 +275,11 @@ class Lease:
             except StoreError as error:
                 self.asked_since = None
                 self._outage.failed("renewal", error)
-                await in_own_thread(self._wait, self._again_sec())
+                await self._waited(self._again_sec())
 
     async def _renew_on(self, store: Store, interval: float) -> None:
         while not self._stopping.is_set() and self._ended is None:
-            if await in_own_thread(self._wait, interval):
+            if await self._waited(interval):
                 return
             interval = self.settings.lease_sec / 3
             if self._is_stalled():
@@ -288,6 +290,14 @@ class Lease:
     def _again_sec(self) -> float:
         """Return how long after a renewal that failed the next one is tried."""
         return max(0.02, self.settings.lease_sec / 15)
+
+    async def _waited(self, seconds: float) -> bool:
+        """Wait as `_wait` does, or for a moment where the system has no thread for that: it is no reason to die."""
+        try:
+            return await in_own_thread(self._wait, seconds)
+        except NoThread:
+            await anyio.sleep(min(seconds, LOOK_SEC))
+            return self._wait(0.0)
 
     def _wait(self, seconds: float) -> bool:
         """Wait for the next renewal; return whether there is none. Look meanwhile whether the loop runs."""
