@@ -111,3 +111,25 @@ async def test_an_attempt_that_meets_a_newer_record_goes_back_uncounted_and_its_
         assert len([one for one in said() if "is left to" in one]) == 1
         left = await node.tasks.get(newer)
         assert (left.state, left.attempts, len(left.history)) == ("PENDING", 0, 1), "it was claimed again and again"
+
+
+async def test_a_child_of_a_newer_format_that_came_second_is_left_to_others(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Parent(Agent):
+        async def on_task(self, task: Task) -> Any:
+            if task.type == "child":
+                return "won"
+            loser = await task.spawn(Task(pool_id="elsewhere"), name="loser")
+            winner = await task.spawn(Task(pool_id="p", type="child"), name="winner")
+            await store.commit([Batch((), [(TASK(id_bytes("id", loser.id)), NEWER)])])
+            _, result = await task.first(loser, winner, cancel_rest=True)
+            return result
+
+    await PoolManager(store).create_pool(Pool(id="elsewhere"))
+    async with Node(store=store, grace_sec=0.2) as node:
+        await node.spawn(Parent, pool="p")
+        parent = await node.tasks.submit(Task(pool_id="p", max_attempts=1))
+        task = await node.tasks.result(parent, timeout=30)
+        assert (task.result, task.error) == ("won", "")
+    assert "is left to processes of a newer release" in caplog.text

@@ -10,7 +10,16 @@ import msgspec
 
 from converge.codec import decode, decode_plain, encode
 from converge.contracts.store import ABSENT, Check, Put
-from converge.errors import ChildFailed, InvalidValue, NotApplied, OutcomeUnknown, StoreBusy, StoreError, TooManyLanes
+from converge.errors import (
+    ChildFailed,
+    InvalidValue,
+    NotApplied,
+    OutcomeUnknown,
+    SchemaTooNew,
+    StoreBusy,
+    StoreError,
+    TooManyLanes,
+)
 from converge.ids import id_bytes, id_text, uuid7
 from converge.machines.durable import Step
 from converge.machines.events import Cancelled
@@ -29,6 +38,7 @@ from converge.services.store.pages import get_all
 from converge.services.store.patience import attempts
 from converge.services.tasks.records import check_deadline, kind_of, to_spec
 from converge.services.tasks.surroundings import lane_wakes, lanes_seen
+from converge.services.tasks.torn import log_once
 
 
 class Family:
@@ -175,6 +185,9 @@ class Family:
                 try:
                     if await self._cancel(id_bytes("child", child.id)):
                         break
+                except SchemaTooNew as error:  # whoever reads it cuts it off when this task ends
+                    log_once(handle, f"task {child.id}", error)
+                    break
                 except (NotApplied, OutcomeUnknown) as error:
                     failed = error
             else:
