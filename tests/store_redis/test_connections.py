@@ -231,6 +231,32 @@ async def test_a_password_that_changes_is_read_again_and_nobody_restarts(
             assert isinstance(outcome, Committed)
 
 
+async def test_a_password_file_that_is_gone_for_a_moment_is_a_store_that_is_away(
+    tmp_path: Path, namespace: str, send: Send
+) -> None:
+    file = tmp_path / "password"
+    with redis_server() as url:
+        await send(url, "ACL", "SETUSER", "worker", "on", ">secret", "~*", "&*", "+@all")
+        file.write_text("secret\n")
+        options = RedisOptions(network=namespace, password_file=file)
+        async with RedisStore.open(url.replace("//", "//worker@"), options) as store:
+            await store.commit([PUT])
+            file.unlink()
+            await send(url, "CLIENT", "KILL", "USER", "worker")
+            with pytest.raises((StoreUnavailable, OutcomeUnknown)):
+                await store.commit([PUT])
+            async with store.reopen() as again:
+                for one in (store, again):
+                    with pytest.raises(StoreUnavailable, match="password_file"):
+                        await one.get([POOL("p")])
+                file.write_text("secret\n")
+                for one in (store, again):
+                    (entry,) = await one.get([POOL("p")])
+                    assert entry is not None
+            file.unlink()
+            await send(url, "CLIENT", "KILL", "USER", "worker")
+
+
 async def test_a_socket_file_is_a_place_like_any_other(tmp_path: Path, namespace: str) -> None:
     path = tmp_path / "redis.sock"
     with redis_server(options=("--unixsocket", str(path))):

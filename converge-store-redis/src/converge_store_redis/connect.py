@@ -10,7 +10,7 @@ from typing import Any
 
 from hiredis import HiredisError, ReplyError
 
-from converge.errors import ForeignLoop, StoreRefused, StoreUnavailable
+from converge.errors import ConfigError, ForeignLoop, StoreRefused, StoreUnavailable
 from converge_store_redis import _errors
 from converge_store_redis.call import Names
 from converge_store_redis.connection import Connection, ConnectionDied
@@ -43,14 +43,15 @@ REDIRECTIONS = 3
 class Connector:
     """Makes connections, keeps those that are free, and runs one call on one of them."""
 
-    def __init__(self, url: str, options: RedisOptions) -> None:
+    def __init__(self, url: str, options: RedisOptions, *, was_connected: bool = False) -> None:
+        """`was_connected`: the server was reached with these options before, so that nothing is wrong with them."""
         self.place, self._options = place_of(url), options
         names = Names(options.network)
         self._credentials = Credentials(self.place, options)
         self._context: ssl.SSLContext | None = None
         self._finder = finder_of(self.place, self._dial, self._dial_sentinel, names.counter)
         self._loop = asyncio.get_running_loop()
-        self._was_connected = False
+        self._was_connected = was_connected
         self._free: deque[Connection] = deque()
         self._busy: set[Connection] = set()
         self.places = asyncio.Semaphore(options.connections)
@@ -64,7 +65,8 @@ class Connector:
 
         Raises:
             ConfigError: A file with a password or certificate cannot be read.
-            StoreUnavailable, StoreRefused: There is no server, or it does not let us in.
+            StoreUnavailable, StoreRefused: There is no server, or it does not let us in; or such a file, which could be
+                read before, cannot be read now.
         """
         self._check_loop()
         address = await self._finder.find()
@@ -206,10 +208,10 @@ class Connector:
         database: int = 0,
     ) -> Connection:
         """Connect, authenticate, once more if the password was just changed, and choose the database."""
-        if self.place.is_tls and self._context is None:
-            self._context = tls_context(self._options)
         connection, role = None, b"master"
         try:
+            if self.place.is_tls and self._context is None:
+                self._context = tls_context(self._options)
             async with asyncio.timeout(self._options.connect_timeout_sec):
                 connection = await Connection.open(to, self._context, on_push)
                 answer: Any = None
@@ -224,9 +226,11 @@ class Connector:
             if connection is not None:
                 connection.close()
             raise _errors.of_connecting(error, str(to)) from error
-        except BaseException:
+        except BaseException as error:
             if connection is not None:
                 connection.close()
+            if isinstance(error, ConfigError) and self._was_connected:  # who changes it may be about to put it back
+                raise StoreUnavailable(str(error)) from error
             raise
         if isinstance(answer, ReplyError):
             connection.close()

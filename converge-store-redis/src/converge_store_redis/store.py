@@ -53,10 +53,10 @@ class RedisStore(Store):
 
     is_remote = True
 
-    def __init__(self, url: str, options: RedisOptions, durability: Durability) -> None:
+    def __init__(self, url: str, options: RedisOptions, durability: Durability, *, was_open: bool = False) -> None:
         self._url, self._options = url, options
         self.durability = durability
-        self._connector = Connector(url, options)
+        self._connector = Connector(url, options, was_connected=was_open)
         self._names = Names(options.network)
         self._sleepers = Sleepers(self._connector, self._names)
         self._witness = Witness(self._names.witnesses)
@@ -104,18 +104,20 @@ class RedisStore(Store):
 
     @asynccontextmanager
     async def _again(self) -> AsyncIterator[Store]:
-        store = RedisStore(self._url, self._options, self.durability)
+        store = RedisStore(self._url, self._options, self.durability, was_open=True)
         try:
             yield store
         finally:
             await store._close()
 
     async def _close(self) -> None:
-        await self._sleepers.close()
-        if self._witness.demanded():
-            with suppress(StoreError), anyio.move_on_after(CLOSE_SEC, shield=True):
-                await self._connector.call("DEL", self._witness.key, writes=True)
-        await self._connector.close()
+        try:
+            await self._sleepers.close()
+            if self._witness.demanded():
+                with suppress(StoreError), anyio.move_on_after(CLOSE_SEC, shield=True):
+                    await self._connector.call("DEL", self._witness.key, writes=True)
+        finally:
+            await self._connector.close()
 
     async def get(self, keys: Sequence[Key]) -> Sequence[Entry | None]:
         if not keys:
