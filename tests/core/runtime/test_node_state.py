@@ -61,6 +61,18 @@ async def test_a_node_that_was_left_says_so_and_is_not_entered_again() -> None:
     assert [reason.code for reason in node.health().reasons] == ["stopped"]
 
 
+async def test_a_node_that_stops_starts_nothing_that_would_claim_tasks() -> None:
+    class Stops(Worker):
+        async def on_start(self) -> None:
+            await node.stop()
+
+    async with Node() as node:
+        for agent in (Stops, Worker):
+            with pytest.raises(WrongNodeState, match="is stopping"):
+                await node.spawn(agent, pool="p")
+        assert node.feeds == ()
+
+
 async def test_a_node_is_not_entered_twice_and_goes_on() -> None:
     async with Node() as node:
         with pytest.raises(WrongNodeState, match="is entered already"):

@@ -253,8 +253,10 @@ class Node:
             InvalidValue, InvalidName, Unsupported: The class, the count or the pool cannot be used; nothing was
                 started.
             PoolClosed: A pool does not admit them.
+            WrongNodeState: The node stops, or began to while they started.
         """
         parts = self.parts
+        self._check_starts()
         check_agent_class(agent)
         parts.executor.check_agent_class(agent)
         if type(count) is not int or count < 1:
@@ -278,9 +280,11 @@ class Node:
             for one in agents:
                 if one.is_retired and self.agents.pop(one.id, None) is not None:  # in its own `on_start`
                     await completed(partial(retire, parts, one, 0.0))
+            self._check_starts()
             await parts.network.add([one for one in agents if not one.is_retired], parts.groups.supervision)
             # From here on the loop is watched: the first handler may block it before the watchdog has its first turn.
             lease = await parts.handle.lease()
+            self._check_starts()
         lease.beat()
         living = [one for one in agents if not one.is_retired]
         parts.groups.add(living)
@@ -288,6 +292,11 @@ class Node:
             parts.watchdog.lease_lost.set()  # while `on_start` ran: these agents are joined again too
         parts.ticks.add(living)
         return [one.agent for one in agents]
+
+    def _check_starts(self) -> None:
+        """Start nothing that would claim tasks under another lease once the node's own has ended."""
+        if self._is_stopping:
+            raise WrongNodeState("the node is stopping: it starts no agents")
 
     @asynccontextmanager
     async def _whole_or_not(self, agents: Sequence[Hosted], identities: Sequence[Identity]) -> AsyncIterator[None]:
