@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import preloaded
 import pytest
@@ -53,3 +55,44 @@ def test_a_process_that_began_without_a_stream_works_on_its_tasks(folder: Path, 
     )
     assert "/dev/null" in done.stdout if shown == 1 else "1 completed" in done.stderr, done
     assert "Traceback" not in done.stderr, done.stderr
+
+
+LOUD = """
+from converge import Agent
+from converge.hookspecs import hookimpl
+
+print("a plugin is imported")
+
+class Hooks:
+    @hookimpl
+    def converge_node_started(self, node_id):
+        print("a node has started")
+
+hooks = Hooks()
+
+class Loud(Agent):
+    async def on_task(self, task):
+        print("an agent works")
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("plugins show loud:hooks --json", ["a plugin is imported"]),
+        ("config schema --plugin loud:hooks", ["a plugin is imported"]),
+        (
+            "run loud:Loud --pool p --submit tasks.jsonl --drain --json --plugin loud:hooks",
+            ["a plugin is imported", "a node has started", "an agent works"],
+        ),
+    ],
+)
+def test_what_is_for_programs_has_nothing_in_it_that_others_print(
+    folder: Path, converge: Callable[..., Any], command: str, said: list[str]
+) -> None:
+    (folder / "loud.py").write_text(LOUD)
+    (folder / "tasks.jsonl").write_text("{}\n")
+    answer = converge(*command.split())
+    assert answer.code == 0, answer.err
+    assert json.loads(answer.out)
+    assert set(said) <= set(answer.err.splitlines())

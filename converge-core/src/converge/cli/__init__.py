@@ -7,12 +7,13 @@ import os
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import cyclopts
 
 from converge.cli.failures import CONFIGURATION, NUMBER, USAGE, failed
-from converge.cli.streams import complete
+from converge.cli.streams import complete, results_apart
 from converge.cli.wording import remember
 
 if TYPE_CHECKING:
@@ -172,6 +173,14 @@ def _called(given: Sequence[str], of_plugins: Sequence[Command] = ()) -> str:
     return next((words for words in (" ".join(given[:2]), " ".join(given[:1])) if words in known), "")
 
 
+def _has_results(called: str, given: Sequence[str]) -> bool:
+    """Return whether standard output is for results alone: not for help, nor for a plugin's own command; and `run`
+    shows what handlers print, unless its results are for a program.
+    """
+    is_own = any(words == called for words, target, _ in COMMANDS if target)
+    return is_own and {"--help", "-h"}.isdisjoint(given) and (called != "run" or "--json" in given)
+
+
 def _shown_default(value: object) -> str | None:
     """Return a default as `--help` shows it; switches that are off and unset flags are omitted."""
     return None if value is None or value is False else str(value)
@@ -210,7 +219,8 @@ def _code_of(arguments: Sequence[str] | None) -> int:
 
             check_parameters(of_plugins)
         app = _app(called, of_plugins)
-        code = app(given, exit_on_error=False, print_error=False)
+        with results_apart() if _has_results(called, given) else nullcontext():
+            code = app(given, exit_on_error=False, print_error=False)
         sys.stdout.flush()
         if any(one.name == called for one in of_plugins):
             check_code(called, code)

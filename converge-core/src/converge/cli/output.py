@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
+from converge.cli.streams import results
 from converge.cli.wording import harmless, tell
 from converge.codec import encode_plain
 
@@ -39,7 +40,7 @@ def line(values: Mapping[str, Any]) -> None:
     """
     record = {"v": VERSION} | {name: _plain(value) for name, value in values.items()}
     _write(encode_plain(record, "output").decode())
-    sys.stdout.flush()
+    results().flush()
 
 
 def table(
@@ -63,7 +64,7 @@ def table(
     if empty and not rows:
         note(empty)
         return
-    if sys.stdout.isatty():
+    if results().isatty():
         if has_lines:
             _write_lines(columns, rows)
         elif columns == FIELDS:
@@ -94,18 +95,18 @@ def write(value: str) -> None:
 
 def marked(mark: str, colour: str, rest: str) -> None:
     """Write a line that begins with a mark, in colour on a terminal; it is not cut."""
-    if not sys.stdout.isatty():
+    if not results().isatty():
         _write(mark + rest)
         return
     from rich.console import Console
     from rich.text import Text
 
-    Console(soft_wrap=True).print(Text.assemble((mark, colour), rest), soft_wrap=True)
+    Console(file=results(), soft_wrap=True).print(Text.assemble((mark, colour), rest), soft_wrap=True)
 
 
 def note(value: str) -> None:
     """Write a line that is about the result, not a part of it, to standard error."""
-    sys.stdout.flush()
+    results().flush()
     tell(value)
 
 
@@ -200,7 +201,7 @@ def _rich_table(columns: Sequence[str], rows: Sequence[Sequence[object]], footer
         )
     for row in shown:
         drawn.add_row(*map(Text, row))
-    console = Console()
+    console = Console(file=results())
     console.print(drawn)
     if len(rows) > ROWS:
         console.print(f"{ROWS} of {len(rows):,} rows; all of them with --json, or where standard output is no terminal")
@@ -215,7 +216,7 @@ def _write_fields(rows: Sequence[Sequence[object]]) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    console = Console(soft_wrap=True)
+    console = Console(file=results(), soft_wrap=True)
     width = max(len(_cell(name)) for name, _ in [FIELDS, *rows])
     room = max(console.width - width - 2, VALUE)
     for number, (name, value) in enumerate([FIELDS, *rows]):
@@ -231,7 +232,7 @@ def _write_lines(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> No
     from rich.console import Console
     from rich.text import Text
 
-    now, console = datetime.now(UTC), Console(soft_wrap=True)
+    now, console = datetime.now(UTC), Console(file=results(), soft_wrap=True)
     texts = [
         [f"{age((now - cell).total_seconds())} ago" if isinstance(cell, datetime) else _cell(cell) for cell in row]
         for row in rows[:ROWS]
@@ -284,7 +285,7 @@ def _shown(value: Any) -> Any:
 
 def _write(value: str) -> None:
     try:
-        sys.stdout.write(value + "\n")
+        results().write(value + "\n")
     except UnicodeEncodeError:  # a terminal or a pipe that is not UTF-8
-        encoding = sys.stdout.encoding
-        sys.stdout.write(value.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+        encoding = results().encoding
+        results().write(value.encode(encoding, "backslashreplace").decode(encoding) + "\n")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from typing import TextIO
 
 
@@ -16,6 +16,26 @@ def kept() -> Iterator[None]:
         for name in ("stdout", "stderr"):
             stack.callback(_put_back, name, getattr(sys, name), _spare(getattr(sys, name)))
         yield
+
+
+_results: TextIO | None = None
+
+
+@contextmanager
+def results_apart() -> Iterator[None]:
+    """Leave standard output to the results: what anybody else prints goes to standard error."""
+    global _results  # of the process, as its streams are
+    before, _results = _results, sys.stdout
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _results = before
+
+
+def results() -> TextIO:
+    """Return where results are written."""
+    return sys.stdout if _results is None else _results
 
 
 def complete() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import aclosing
 from typing import Annotated
 
@@ -14,6 +13,7 @@ from converge.cli import output
 from converge.cli.failures import DONE, FAILED
 from converge.cli.options import NONE, Common
 from converge.cli.run import loop_options
+from converge.cli.streams import results
 from converge.errors import InputError
 from converge.machines.task import TaskState
 from converge.model.task import Task
@@ -66,7 +66,7 @@ def watch(
     On a terminal text is written as it comes; in a pipe, or with --json, a line of JSON for each piece.
     """
     settings = common.configured()
-    is_json = common.json or not sys.stdout.isatty()
+    is_json = common.json or not results().isatty()
 
     state, cursor = "", after
 
