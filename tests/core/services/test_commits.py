@@ -224,6 +224,29 @@ async def test_a_leader_that_is_cancelled_past_every_shield_leaves_the_others_a_
             await leader
 
 
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_what_a_caller_that_plain_asyncio_cancels_had_not_sent_is_not_sent_later(
+    store: Scripted, commits: Commits
+) -> None:
+    import asyncio
+
+    store.gate = anyio.Event()
+    loop = asyncio.get_running_loop()
+    fillers = [loop.create_task(commits.turn([put(name)], None)) for name in ("x", "y")]
+    await asyncio.sleep(0)
+    alone = loop.create_task(commits.commit([put("a")]))
+    await anyio.wait_all_tasks_blocked()
+    assert commits._asked
+    alone.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await alone
+    store.gate.set()
+    await asyncio.gather(*fillers)
+    await commits.commit([put("b")])
+    there = await store.get([POOL("a"), POOL("b")])
+    assert [entry is not None for entry in there] == [False, True], "its caller may have read, and gone on without it"
+
+
 class Remote(Scripted):
     """A store that passes for another process."""
 

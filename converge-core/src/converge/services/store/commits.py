@@ -118,12 +118,17 @@ class Commits:
                 await self._send([asked], None)
         else:
             self._asked.append(asked)
-        while not asked.is_answered:
-            if not self._is_flush_due and asked in self._asked:
-                await self._lead()
-            else:  # another one leads, or a turn has taken it along
-                asked.done = anyio.Event()
-                await asked.done.wait()
+        try:
+            while not asked.is_answered:
+                if not self._is_flush_due and asked in self._asked:
+                    await self._lead()
+                else:  # another one leads, or a turn has taken it along
+                    asked.done = anyio.Event()
+                    await asked.done.wait()
+        except BaseException:
+            if asked in self._asked:  # or it would go out with a later call, whatever its caller has read meanwhile
+                self._asked.remove(asked)
+            raise
         if asked.error is not None:
             raise asked.error
         assert asked.outcomes is not None, "a caller that was answered without an error has its outcomes"
