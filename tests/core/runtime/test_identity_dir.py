@@ -259,3 +259,18 @@ async def test_a_start_that_is_cancelled_leaves_its_key_and_its_pools_to_the_nex
         (agent,) = await node.spawn(Slow, pool="p")
         assert await node.pools.members("p") == [agent.id]
     assert [path.name for path in (tmp_path / "keys").glob("agent.*.key")] == ["agent.Slow.0.key"]
+
+
+@pytest.mark.parametrize("scheme", ["file:", "sqlite:///", "SQLite:///"])
+def test_a_relative_path_of_a_store_means_where_it_leads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    folder = KeyFolder.open(tmp_path / "keys")
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        History(folder, f"{scheme}state.db", "converge").note(name, 5, 0)  # of another folder it is another store
+    monkeypatch.chdir(tmp_path)
+    for name in ("one", "other"):
+        assert History(folder, f"{scheme}{tmp_path / name / 'state.db'}", "converge").floor(name) == 5
+    folder.close()

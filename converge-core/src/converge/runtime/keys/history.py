@@ -109,6 +109,8 @@ class History:
 
 
 def _absolute(url: str) -> str:
-    if url[:5].lower() != "file:":
-        return url
-    return f"file:{Path(url[5:].removeprefix('//')).absolute()}"
+    if url[:5].lower() == "file:":
+        return f"file:{Path(url[5:].removeprefix('//')).absolute()}"
+    if url[:10].lower() == "sqlite:///":  # a fourth slash begins an absolute path
+        return f"sqlite:///{Path(url[10:]).absolute()}"
+    return url
