@@ -19,7 +19,7 @@ from typing import NoReturn
 import anyio
 import pytest
 
-from converge.builtin.file import database, schema
+from converge.builtin.file import database, reader, schema
 from converge.builtin.file.options import FileOptions
 from converge.builtin.file.reader import Reader
 from converge.builtin.file.store import FileStore
@@ -279,3 +279,18 @@ async def test_a_caller_that_left_early_leaves_a_whole_commit_or_none(path: Path
         assert scope.cancelled_caught
         await put(store, "after")  # behind the one that was left
         assert len({entry is not None for entry in await store.get(keys)}) == 1
+
+
+def opened_files() -> list[str]:
+    return [os.readlink(one) for one in Path("/proc/self/fd").iterdir() if one.exists()]
+
+
+async def test_a_connection_that_cannot_be_set_up_is_closed_at_once(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with FileStore.open(f"file:{path}"):
+        pass
+    monkeypatch.setattr(reader, "CACHE_KIB", "no number")
+    with pytest.raises(StoreUnavailable) as told:
+        Reader(str(path))
+    assert str(path) not in opened_files(), f"whoever keeps the error keeps the connection: {told.value}"

@@ -62,8 +62,12 @@ class Reader:
         try:
             with translated(self._path):
                 connection = connect(self._path)
-                connection.execute("pragma query_only = on")
-                connection.execute(f"pragma cache_size = -{CACHE_KIB}")
+                try:
+                    connection.execute("pragma query_only = on")
+                    connection.execute(f"pragma cache_size = -{CACHE_KIB}")
+                except BaseException:
+                    connection.close()
+                    raise
                 return connection
         except Broken as broken:
             raise StoreUnavailable(f"{self._path}: it could not be opened ({broken.__cause__}); try again") from broken
