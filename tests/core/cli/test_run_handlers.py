@@ -122,3 +122,16 @@ def test_an_agent_that_exits_before_it_has_started_is_named(converge: Callable[.
     answer = converge("run", "leaving:Leaving", "--pool", "docs", "--drain")
     assert (answer.code, answer.out) == (1, "")
     assert answer.err.splitlines()[-1] == 'converge: agent "leaving:Leaving" did not start: SystemExit: 0'
+
+
+@pytest.mark.parametrize(("name", "is_told"), [("on_tasks", True), ("onTask", True), ("on_task", False)])
+def test_a_class_whose_handler_is_mistyped_is_told_of(
+    folder: Path, converge: Callable[..., Any], name: str, is_told: bool
+) -> None:
+    (folder / "mistyped.py").write_text(
+        f"from converge import Agent\n\nclass Quiet(Agent):\n    def {name}(self, task): ...\n"
+    )
+    answer = converge("run", "mistyped:Quiet", "--pool", "p", "--drain")
+    assert answer.code == 0, answer.err
+    told = f'Quiet has no on_task, so it works on nothing in pool p; is its "{name}" meant to be on_task?'
+    assert (told in answer.err) == is_told

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import gc
 import logging
 import sys
@@ -343,8 +344,15 @@ def _tell_of_retention(config: Config, pool: Pool) -> None:
 
 
 def warn_of_unclaimable(config: Config, run: Run) -> None:
-    """Warn of submitted tasks that no agent here may claim: a drain waits for them until somebody else does."""
+    """Warn of submitted tasks that no agent here may claim: a drain waits for them until somebody else does; and of
+    agents that do nothing in their pool.
+    """
     here = [(cls, claimer_of(cls), group.pool_id) for cls, group in zip(run.agents, config.groups, strict=True)]
+    for cls, _, pool_id in here:
+        if pool_id and not (claims_tasks(cls) or takes_messages(cls) or cls.tick_sec is not None):
+            near = difflib.get_close_matches("on_task", vars(cls), n=1, cutoff=0.7)
+            hint = f'; is its "{near[0]}" meant to be on_task?' if near else ""
+            log.warning("%s has no on_task, so it works on nothing in pool %s%s", cls.__name__, pool_id, hint)
     counts = dict[tuple[str, str], int]()
     for task in run.tasks:
         lane = Lane(
