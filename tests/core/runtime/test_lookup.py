@@ -68,6 +68,7 @@ def test_a_class_is_found_in_the_working_directory_before_all_others(folder: Pat
     [
         ("lookup_agents", "is not written as module:Class, such as wordcount:WordCounter"),
         ("lookup_agent:Counter", 'there is no module "lookup_agent"; did you mean "lookup_agents"?'),
+        ("lookup_agents.py:Counter", 'there is no module "lookup_agents.py"; did you mean "lookup_agents"?'),
         ("zzz.yyy:Counter", 'there is no module "zzz"; it was looked for in '),
         ("lookup_agents:Conter", 'lookup_agents has no "Conter"; did you mean "Counter"?'),
         ("lookup_agents:Zzz", 'lookup_agents has no "Zzz"; its agents are Counter, Wrong'),

@@ -92,7 +92,7 @@ def _module(target: str, name: str, folder: Path) -> object:
 
 def _nearest_module(name: str, folder: Path) -> str:
     """Return the module below the folder whose name is nearest, part by part; empty: none is near."""
-    parts = name.split(".")
+    parts = name.removesuffix(".py").split(".")
     for at, part in enumerate(parts):
         known = _modules_in(folder.joinpath(*parts[:at]))
         if part in known:
