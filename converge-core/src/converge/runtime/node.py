@@ -320,8 +320,8 @@ class Node:
     async def retire(self, agent: Agent, *, grace_sec: float | None = None) -> None:
         """End one agent, while the node and its other agents go on. It leaves discovery and claims nothing more at
         once; its handlers have the grace time (that of the node), then its tasks are handed back; `on_stop` is called.
-        A second call returns at once. In a handler of the agent's own it does not wait for that one. An agent that is
-        still starting ends when its `on_start` has returned, without grace time.
+        A second call returns at once. In a handler of the agent's own it does not wait for that one, but ends a call of
+        `decide`. An agent that is still starting ends when its `on_start` has returned, without grace time.
 
         Raises:
             InvalidValue: It is not an agent of this node.
@@ -422,7 +422,10 @@ class Node:
         return await self.network.fanouts.broadcast(sender or self.identity.id, pool_id, payload, timeout)
 
     async def stop(self, *, grace_sec: float | None = None) -> None:
-        """Stop claiming, let handlers end within the grace time, hand the rest back, end the lease. Idempotent."""
+        """Stop claiming, let handlers end within the grace time, hand the rest back, end the lease. Idempotent.
+
+        A handler must not await it: it would wait for itself until the grace time is over, and its task would go back.
+        """
         if self._is_stopping:
             return
         parts = self.parts
