@@ -19,27 +19,30 @@ from converge_transport_tcp.address import parse
 from converge_transport_tcp.sockets import SocketChannel
 from converge_transport_tcp.transport import TcpListener
 
+MISSING, ONLY, SCHEME = "host or port is missing", "only tcp://HOST:PORT is understood", "the scheme is not tcp or tls"
+
 
 @pytest.mark.parametrize(
-    "address",
+    ("address", "why"),
     [
-        "tcp://host",
-        "tcp://:7000",
-        "ws://host:1",
-        "tcp://user:secret@host:1",
-        "tcp://host:1/path",
-        "tcp://host:1?x=1",
-        "tcp://host:99999",
-        "tcp://a..b:1",
-        "host:1",
-        "",
+        ("tcp://host", MISSING),
+        ("tcp://:7000", MISSING),
+        ("ws://host:1", SCHEME),
+        ("tcp://user:secret@host:1", ONLY),
+        ("tcp://host:1/path", ONLY),
+        ("tcp://host:1?x=1", ONLY),
+        ("tcp://host:1#x", ONLY),
+        ("tcp://host:99999", "Port out of range"),
+        ("tcp://a..b:1", "no host has such a name"),
+        ("host:1", SCHEME),
+        ("", SCHEME),
     ],
 )
-async def test_an_address_that_is_not_host_and_port_is_refused_on_both_sides(address: str) -> None:
+async def test_an_address_that_is_not_host_and_port_is_refused_on_both_sides(address: str, why: str) -> None:
     async with TcpTransport.open(TcpOptions()) as transport:
-        with pytest.raises(ConnectFailed):
+        with pytest.raises(ConnectFailed, match=why):
             await transport.connect(address)
-        with pytest.raises(ListenFailed):
+        with pytest.raises(ListenFailed, match=why):
             async with transport.listen(address):
                 pass
 

@@ -69,14 +69,30 @@ async def test_another_path_of_the_port_is_somebody_elses() -> None:
         assert await far.receive() == [b"here"]
 
 
-@pytest.mark.parametrize(
-    "address", ["ws://host", "http://host:1/", "ws://user:secret@host:1/", "ws://host:1/?x=1", "ws://host:1/#x", ""]
+MISSING, ONLY, SCHEME = (
+    "host or port is missing",
+    "only ws://HOST:PORT/PATH is understood",
+    "the scheme is not ws or wss",
 )
-async def test_an_address_that_is_not_host_port_and_path_is_refused_on_both_sides(address: str) -> None:
+
+
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [
+        ("ws://host", MISSING),
+        ("ws://:1/", MISSING),
+        ("http://host:1/", SCHEME),
+        ("ws://user:secret@host:1/", ONLY),
+        ("ws://host:1/?x=1", ONLY),
+        ("ws://host:1/#x", ONLY),
+        ("", SCHEME),
+    ],
+)
+async def test_an_address_that_is_not_host_port_and_path_is_refused_on_both_sides(address: str, why: str) -> None:
     async with WsTransport.open(WsOptions()) as transport:
-        with pytest.raises(ConnectFailed):
+        with pytest.raises(ConnectFailed, match=why):
             await transport.connect(address)
-        with pytest.raises(ListenFailed):
+        with pytest.raises(ListenFailed, match=why):
             async with transport.listen(address):
                 pass
 
