@@ -54,6 +54,7 @@ class Virtual:
 
     async def all(self, count: int) -> None:
         await self._asked(range(WARM))
+        await self._parked.idle("none but the first")  # imports what it needs
         mib, blocks, size = await self._parked.idle(f"{WARM:,} virtual agents")
         began = time.perf_counter()
         await self._asked(range(WARM, WARM + count))
