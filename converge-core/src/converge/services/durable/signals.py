@@ -8,7 +8,7 @@ from typing import NamedTuple
 import msgspec
 
 from converge.codec import decode, encode
-from converge.contracts.store import ABSENT, Batch, Committed, Entry
+from converge.contracts.store import ABSENT, Batch, Check, Committed, Entry
 from converge.errors import ConvergeError, NoSuchTask, SchemaTooNew, StoreError, TooManyRecords, TornRecord
 from converge.ids import id_text
 from converge.machines.durable import SIGNAL_KEYS, Parts, Signal, Signals, resume
@@ -46,6 +46,7 @@ class _Target(NamedTuple):
     spec: Spec
     revision: int
     state: State | None
+    state_revision: int
     signals: Signals
     signals_revision: int
     place: int | None
@@ -165,11 +166,9 @@ class SignalBox:
         signals = target.signals
         keys = (*signals.keys, *(ask.request.key for ask in asks if ask.request.key))[-SIGNAL_KEYS:]
         new = msgspec.structs.replace(signals, next=signals.next + len(asks), keys=keys)
-        parts: Parts = (
-            [(TASK(id_), target.revision), (SIGNALS(id_), target.signals_revision)],
-            [(SIGNALS(id_), encode(new))],
-            [],
-        )
+        checks: list[Check] = [(TASK(id_), target.revision), (SIGNALS(id_), target.signals_revision)]
+        checks.append((STATE(id_), target.state_revision))  # else it may have ended since
+        parts: Parts = (checks, [(SIGNALS(id_), encode(new))], [])
         if target.signals_revision == ABSENT:
             parts[1].append((KEPT(id_), b""))
         for number, ask in enumerate(asks, signals.next):
@@ -236,7 +235,8 @@ def _target(text: str, task: Entry, raw: Entry | None, box: Entry | None) -> _Ta
     place = raw.revision if raw is not None and state is not None and state.wait is not None else None
     signals = Signals() if box is None else decode(box.value, Signals, text)
     revision = box.revision if box is not None else ABSENT
-    return _Target(decode(task.value, Spec, text), task.revision, state, signals, revision, place)
+    state_revision = raw.revision if raw is not None else ABSENT
+    return _Target(decode(task.value, Spec, text), task.revision, state, state_revision, signals, revision, place)
 
 
 def _parked(targets: Mapping[bytes, _Target | StoreError]) -> dict[bytes, _Target]:
