@@ -32,8 +32,8 @@ from converge.contracts.store import (
     Take,
     Turned,
 )
-from converge.errors import ValueTooLarge
-from converge.threads import in_own_thread
+from converge.errors import StoreUnavailable, ValueTooLarge
+from converge.threads import NoThread, in_own_thread
 
 
 class FileStore(Store):
@@ -57,8 +57,7 @@ class FileStore(Store):
             StoreBusy: Another program has held its lock for `busy_sec`.
         """
         options = options or FileOptions()
-        with translated(url):
-            path = await in_own_thread(partial(checked_path, url, must_exist=options.must_exist))
+        path = await _checked(url, must_exist=options.must_exist)
         async with cls._opened(path, options) as store:
             yield store
 
@@ -69,8 +68,8 @@ class FileStore(Store):
         Raises:
             As `open`; StoreRefused also if there is no store.
         """
+        path = await _checked(url, must_exist=True)
         with translated(url):
-            path = await in_own_thread(partial(checked_path, url, must_exist=True))
             return await in_own_thread(pending, path)
 
     @classmethod
@@ -168,3 +167,11 @@ class FileStore(Store):
     async def reopen(self) -> AsyncIterator[Store]:
         async with self._opened(self._path, self._options) as store:
             yield store
+
+
+async def _checked(url: str, *, must_exist: bool) -> str:
+    """Return where the file is; what is wrong with the place is told as it is."""
+    try:
+        return await in_own_thread(partial(checked_path, url, must_exist=must_exist))
+    except NoThread as error:
+        raise StoreUnavailable(f"{url}: {error}") from error

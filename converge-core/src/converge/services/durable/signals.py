@@ -79,7 +79,7 @@ class SignalBox:
             targets = await self._read(list(by_task))
             batches: list[Batch] = []
             sent: list[Sequence[Ask[Sent]]] = []
-            wake: set[str] = set()
+            wake, stateless = set[str](), set[bytes]()
             lanes = await lanes_seen(self._handle, [one.spec for one in _parked(targets).values()])
             now = await self._handle.now()
             for id_, asked in by_task.items():
@@ -105,14 +105,29 @@ class SignalBox:
                     wake |= lane_wakes(target.spec, lane)
                 batches.append(Batch(*parts))
                 sent.append(new)
+                if target.state is None:
+                    stateless.add(id_)
             if batches:
                 outcomes = await (await self._handle.commits()).commit(batches, wake=wake)
-                for some, outcome in zip(sent, outcomes, strict=True):
-                    if isinstance(outcome, Committed):
-                        _answer(some, True)
+                stored = [(some, one) for some, one in zip(sent, outcomes, strict=True) if isinstance(one, Committed)]
+                at = {some[0].request.id: one.revision for some, one in stored}
+                ended = await self._ended_before({id_: at[id_] for id_ in at.keys() & stateless})
+                for some, _ in stored:
+                    _answer(some, some[0].request.id not in ended)
             left = [ask for ask in left if not ask.done]
             if not left:
                 return
+
+    async def _ended_before(self, at: Mapping[bytes, int]) -> set[bytes]:
+        """Return which of the tasks ended before these revisions, none of which had a state: that a key is absent
+        cannot be checked where it is not put.
+        """
+        try:
+            entries = await get_all(self._handle.store, [STATE(id_) for id_ in at]) if at else ()
+            earlier = [one for one in entries if one is not None and one.revision < at[one.key[1]]]
+            return {one.key[1] for one in earlier if is_terminal(decode(one.value, State, id_text(one.key[1])))}
+        except StoreError:  # who is told of it would take the signals, which are stored, for lost
+            return set()
 
     async def _read(self, ids: Sequence[bytes]) -> dict[bytes, _Target | StoreError]:
         """Read the tasks: their records and signals first, then whether they are parked. Errors are returned."""
@@ -167,7 +182,8 @@ class SignalBox:
         keys = (*signals.keys, *(ask.request.key for ask in asks if ask.request.key))[-SIGNAL_KEYS:]
         new = msgspec.structs.replace(signals, next=signals.next + len(asks), keys=keys)
         checks: list[Check] = [(TASK(id_), target.revision), (SIGNALS(id_), target.signals_revision)]
-        checks.append((STATE(id_), target.state_revision))  # else it may have ended since
+        if target.state is not None:  # else see `_ended_before`
+            checks.append((STATE(id_), target.state_revision))
         parts: Parts = (checks, [(SIGNALS(id_), encode(new))], [])
         if target.signals_revision == ABSENT:
             parts[1].append((KEPT(id_), b""))
