@@ -141,9 +141,8 @@ class TcpListener(Listener):
                 await self._wait()
             except OSError as error:
                 self._raise_if_closed()
-                if (
-                    has_failed or error.errno in EXHAUSTED
-                ):  # others tell of one connection; a second may be the socket's
+                # Other errors are about one connection; a second one in a row may be about the socket.
+                if has_failed or error.errno in EXHAUSTED:
                     await anyio.sleep(EXHAUSTED_SEC)
                 has_failed = True
 

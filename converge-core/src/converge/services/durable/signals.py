@@ -126,7 +126,7 @@ class SignalBox:
             entries = await get_all(self._handle.store, [STATE(id_) for id_ in at]) if at else ()
             earlier = [one for one in entries if one is not None and one.revision < at[one.key[1]]]
             return {one.key[1] for one in earlier if is_terminal(decode(one.value, State, id_text(one.key[1])))}
-        except StoreError:  # who is told of it would take the signals, which are stored, for lost
+        except StoreError:  # the signals are stored: an error would say that they are not
             return set()
 
     async def _read(self, ids: Sequence[bytes]) -> dict[bytes, _Target | StoreError]:
