@@ -6,6 +6,7 @@ import faulthandler
 import fcntl
 import gc
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -24,6 +25,7 @@ import anyio
 import preloaded
 import pytest
 from hypothesis import HealthCheck, settings
+from process_settings import settings_of_process
 
 from converge import Agent, Node, Pool, PoolManager, Task, TaskManager, TaskState, open_store
 from converge.contracts.store import Batch, Committed
@@ -201,6 +203,32 @@ def _sendable(text: str) -> str:
 def anyio_backend(request: pytest.FixtureRequest) -> str:
     """The event loop of a coroutine test; a module or class for one loop only overrides it."""
     return str(request.param)
+
+
+@pytest.fixture(autouse=True)
+def process_is_left_as_it_was() -> Iterator[None]:
+    """Fail a test that changes a setting of the process for all that run after it: they fail, or cannot fail."""
+    before = settings_of_process()
+    yield
+    after = settings_of_process()
+    left = [f"{what}: {before[what]!r} became {after[what]!r}" for what in before if before[what] != after[what]]
+    assert not left, left
+
+
+@pytest.fixture
+def as_a_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Put back what a command that runs here sets for a process of its own: its logs, the collection of garbage."""
+    root, ours = logging.getLogger(), logging.getLogger("converge")
+    handlers, levels = root.handlers[:], (root.level, ours.level)
+    threshold, interval = gc.get_threshold(), sys.getswitchinterval()
+    # What it froze could be thawed only with what the test run froze, and each later collection would go through that.
+    monkeypatch.setattr(gc, "freeze", lambda: None)
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(levels[0])
+    ours.setLevel(levels[1])
+    gc.set_threshold(*threshold)
+    sys.setswitchinterval(interval)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import signal
 import sys
@@ -207,9 +206,9 @@ def test_check_says_what_a_plugin_prints_when_it_is_loaded(owl: Owl, capsys: pyt
     ],
 )
 def test_check_says_what_a_plugin_changes_of_the_process_when_it_is_loaded(
-    owl: Owl, source: str, what: str, monkeypatch: pytest.MonkeyPatch
+    owl: Owl, source: str, what: str, as_a_process: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place, handler, handlers = os.getcwd(), signal.getsignal(signal.SIGHUP), logging.getLogger().handlers[:]
+    place, handler = os.getcwd(), signal.getsignal(signal.SIGHUP)
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     owl(source + HOOK + "return []")
     try:
@@ -218,7 +217,6 @@ def test_check_says_what_a_plugin_changes_of_the_process_when_it_is_loaded(
     finally:
         os.chdir(place)
         signal.signal(signal.SIGHUP, handler)
-        logging.getLogger().handlers[:] = handlers
     assert f"owl changes {what} when it is loaded, for all that runs beside it" in str(raised.value)
     assert str(raised.value).count(" changes ") == 1
 

@@ -4,8 +4,6 @@ started; never half done.
 
 from __future__ import annotations
 
-import gc
-import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,19 +35,12 @@ class Listener(Agent):
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A working directory with a module `mine`; logging and the garbage collector of the test run are put back."""
+def folder(tmp_path: Path, as_a_process: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A working directory with a module `mine`."""
     (tmp_path / "mine.py").write_text(AGENTS)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    root = logging.getLogger()
-    handlers, level, threshold = list(root.handlers), root.level, gc.get_threshold()
     yield tmp_path
-    gc.unfreeze()
-    gc.set_threshold(*threshold)
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    logging.getLogger("converge").setLevel(logging.NOTSET)
     sys.modules.pop("mine", None)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import logging
 import os
 import subprocess
 import sys
@@ -71,22 +69,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.fixture
-def converge(folder: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Converge]:
+def converge(folder: Path, as_a_process: None, capsys: pytest.CaptureFixture[str]) -> Converge:
     """`converge("tasks", "list", ...)` runs the command in this process."""
-    root, handlers, level = logging.getLogger(), list(logging.getLogger().handlers), logging.getLogger().level
 
     def call(*arguments: str) -> Answer:
         code = main(arguments)
         out, err = capsys.readouterr()
         return Answer(code, out, err)
 
-    threshold = gc.get_threshold()
-    yield call
-    gc.unfreeze()  # `run` takes its process for its own, and tunes the collector
-    gc.set_threshold(*threshold)
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    logging.getLogger("converge").setLevel(logging.NOTSET)
+    return call
 
 
 @pytest.fixture

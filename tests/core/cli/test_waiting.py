@@ -28,6 +28,9 @@ class Waits(Agent):
         return [await task.wait_for("approval", timeout=3_600), child.name]
 
 
+pytestmark = pytest.mark.usefixtures("as_a_process")
+
+
 @pytest.fixture
 def waiting(tmp_path: Path) -> tuple[str, str]:
     """The store's URL, and the id of a task that waits in it."""

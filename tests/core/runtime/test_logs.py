@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import attrs
@@ -38,13 +37,9 @@ class Written:
 
 
 @pytest.fixture
-def stream(capsys: pytest.CaptureFixture[str]) -> Iterator[Written]:
-    """What stands on standard error; logging is as before afterwards."""
-    root, converge = logging.getLogger(), logging.getLogger("converge")
-    before = root.handlers[:], root.level, converge.level
-    yield Written(capsys)
-    root.handlers[:], root.level = before[0], before[1]
-    converge.setLevel(before[2])
+def stream(as_a_process: None, capsys: pytest.CaptureFixture[str]) -> Written:
+    """What stands on standard error."""
+    return Written(capsys)
 
 
 def json_lines(stream: Written) -> list[dict[str, Any]]:
