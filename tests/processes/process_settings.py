@@ -21,7 +21,7 @@ def settings_of_process() -> dict[str, Any]:
     return {
         "the levels of loggers": (root.level, ours.level, root.manager.disable),
         "the handlers of logs": [one for one in (*root.handlers, *ours.handlers) if not _is_of_pytest(one)],
-        "the collection of garbage": (gc.isenabled(), gc.get_threshold(), gc.get_freeze_count() > 0),
+        "the collection of garbage": (gc.isenabled(), gc.get_threshold()),  # to count what is frozen takes long
         "the working directory": os.getcwd(),
         "the environment": {name: text for name, text in os.environ.items() if name != "PYTEST_CURRENT_TEST"},
         "where modules are looked for": list(sys.path),
