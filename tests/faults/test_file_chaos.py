@@ -39,6 +39,7 @@ class Workers:
         self.path, self.dice = path, dice
         self.alive: list[tuple[subprocess.Popen[str], threading.Thread]] = []
         self.said: Counter[tuple[str, ...]] = Counter()
+        self._counting = threading.Lock()  # a thread counts for each process; another one looks meanwhile
         self.errors: list[str] = []
 
     def start(self) -> None:
@@ -54,7 +55,8 @@ class Workers:
         with process.stdout as said, process.stderr as errors:
             for line in said:
                 if line.endswith("\n"):
-                    self.said[tuple(line.split())] += 1
+                    with self._counting:
+                        self.said[tuple(line.split())] += 1
             self.errors += [line for line in errors.read().splitlines() if "Error" in line]
 
     def kill(self, index: int) -> None:
@@ -66,7 +68,8 @@ class Workers:
 
     def ids(self, what: str) -> dict[str, int]:
         """Return the tasks of which this was said, with how often."""
-        return {words[1]: count for words, count in list(self.said.items()) if words[0] == what}
+        with self._counting:
+            return {words[1]: count for words, count in self.said.items() if words[0] == what}
 
 
 @contextmanager

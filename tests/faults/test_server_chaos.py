@@ -122,6 +122,7 @@ class Agents:
         self.dice = dice
         self.alive: list[tuple[subprocess.Popen[str], threading.Thread]] = []
         self.said: Counter[tuple[str, ...]] = Counter()
+        self._counting = threading.Lock()  # a thread counts for each process; another one looks meanwhile
         self.last: dict[int, str] = {}  # what each process said last
 
     def start(self) -> None:
@@ -135,7 +136,8 @@ class Agents:
         with process.stdout as said:
             for line in said:
                 if line.endswith("\n"):
-                    self.said[tuple(line.split())] += 1
+                    with self._counting:
+                        self.said[tuple(line.split())] += 1
                     self.last[process.pid] = line.split()[0]
 
     def kill(self, index: int) -> None:
@@ -156,7 +158,8 @@ class Agents:
         process.send_signal(signal.SIGCONT)
 
     def ids(self, what: str) -> dict[str, int]:
-        return {words[1]: count for words, count in self.said.items() if words[0] == what}
+        with self._counting:
+            return {words[1]: count for words, count in self.said.items() if words[0] == what}
 
 
 async def _cut(url: str, part: int) -> None:
