@@ -25,7 +25,7 @@ import anyio
 import preloaded
 import pytest
 from hypothesis import HealthCheck, settings
-from process_settings import settings_of_process
+from process_settings import changed_since, settings_of_process
 
 from converge import Agent, Node, Pool, PoolManager, Task, TaskManager, TaskState, open_store
 from converge.contracts.store import Batch, Committed
@@ -210,14 +210,13 @@ def process_is_left_as_it_was() -> Iterator[None]:
     """Fail a test that changes a setting of the process for all that run after it: they fail, or cannot fail."""
     before = settings_of_process()
     yield
-    after = settings_of_process()
-    left = [f"{what}: {before[what]!r} became {after[what]!r}" for what in before if before[what] != after[what]]
-    assert not left, left
+    changed = changed_since(before)
+    assert not changed, changed
 
 
 @pytest.fixture
 def as_a_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Put back what a command that runs here sets for a process of its own: its logs, the collection of garbage."""
+    """Put back what a command that runs here sets for its own process: logs, collector, how often threads switch."""
     root, ours = logging.getLogger(), logging.getLogger("converge")
     handlers, levels = root.handlers[:], (root.level, ours.level)
     threshold, interval = gc.get_threshold(), sys.getswitchinterval()
