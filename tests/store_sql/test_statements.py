@@ -11,6 +11,7 @@ import asyncpg
 from converge.contracts.store import ABSENT, Batch, Committed, Conflict, Range, Take, Taken
 from converge.model.keys import EPOCH, FAMILIES, HELD, LATER, LEASE, READY, STATE, TASK, Key
 from converge_store_sql import SqlOptions, SqlStore
+from converge_store_sql.postgresql.engine import ARRAYS
 from converge_store_sql.postgresql.store import PostgresqlStore
 
 Ids = Callable[[], bytes]
@@ -72,6 +73,39 @@ async def test_every_lookup_of_a_turn_is_by_index(store: SqlStore, postgres_url:
     ]
     assert len(tables) >= 7
     assert [line for line in tables if "Seq Scan" in line or "Bitmap" in line] == []
+
+
+async def test_a_connection_asks_nothing_about_the_types_of_our_statements(store: SqlStore, new_id: Ids) -> None:
+    lane, lease, task = new_id(), new_id(), new_id()
+    (outcome,) = await store.commit([Batch(puts=[(LEASE(lease), b""), (READY(lane, 1, task), b""), (TASK(task), b"")])])
+    assert isinstance(outcome, Committed)
+    take = Take([Range(READY(lane))], 10, HELD(lease), (new_id(),), [(LEASE(lease), outcome.revision)], [TASK, STATE])
+    _, taken = await store.turn([Batch([(EPOCH(), ABSENT)], [(STATE(task), b"1")])], take)
+    assert isinstance(taken, Taken)
+    await store.get([TASK(task), LEASE(lease)])
+    await store.scan([Range(READY(lane)), Range(HELD(lease))])
+    await store.count([READY(lane)])
+    assert isinstance(store, PostgresqlStore)
+    drivers = [driver for driver, _ in store._connections._free]
+    assert drivers
+    for driver in drivers:
+        kept = [row[0] for row in await driver.fetch("select statement from pg_prepared_statements")]
+        assert any("::bytea[]" in text for text in kept)
+        assert [text for text in kept if "pg_type" in text] == []
+
+
+async def test_arrays_are_what_the_server_says_they_are(postgres_url: str) -> None:
+    connection = await asyncpg.connect(postgres_url)
+    try:
+        rows = await connection.fetch(
+            "select a.oid, a.typname, a.typelem, e.typdelim from pg_type a join pg_type e on e.oid = a.typelem "
+            "where a.oid = any($1::oid[]) and a.typlen = -1",
+            list(ARRAYS),
+        )
+    finally:
+        await connection.close()
+    assert {row["oid"]: (row["typname"], row["typelem"]) for row in rows} == ARRAYS
+    assert {row["typdelim"] for row in rows} == {b","}
 
 
 async def test_a_batch_names_every_check_that_failed(store: SqlStore, new_id: Ids) -> None:

@@ -6,6 +6,9 @@ network has lost it: what is cut short there asks the server, over one more conn
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cache
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
@@ -47,6 +50,12 @@ STATEMENT_MORE_SEC = 1.0
 """How much longer a statement may take in the server than a call."""
 
 
+ARRAYS = {1000: ("_bool", 16), 1001: ("_bytea", 17), 1007: ("_int4", 23), 1016: ("_int8", 20)}
+"""The arrays of our statements that the driver does not know: number, name, number of the elements. They are the same on
+every server: `src/include/catalog/pg_type.dat` of PostgreSQL gives them for good.
+"""
+
+
 def check_url(url: str) -> SplitResult:
     """Split a URL of a database that this release can use.
 
@@ -83,7 +92,8 @@ class Connector:
     """
 
     def __init__(self, dsn: str, options: SqlOptions) -> None:
-        self._driver, self._arguments = _driver(), _arguments(dsn, options)
+        self._driver = _driver()
+        self._arguments = {**_arguments(dsn, options), "connection_class": _connection_class(self._driver)}
 
     async def connect(self) -> Any:
         """Return a new connection of the driver."""
@@ -126,6 +136,29 @@ def _arguments(dsn: str, options: SqlOptions) -> dict[str, Any]:
         path = options.password_file
         arguments["password"] = lambda: first_line(path)
     return arguments
+
+
+@cache
+def _connection_class(driver: Any) -> type:
+    """Return the driver's class of connections, told what `ARRAYS` says. Left to itself each new connection asks the
+    server, with three statements for each first use of a type, of which one is planned and run for milliseconds.
+    """
+
+    class Connection(driver.Connection):  # type: ignore[misc]  # the driver may not be there
+        async def _introspect_types(self, typeoids: Sequence[int], timeout: float | None) -> tuple[Any, Any]:
+            if all(number in ARRAYS for number in typeoids):
+                # No statement was sent, so none without a name lost its place on the server.
+                return [_array(number) for number in typeoids], SimpleNamespace(name="none")
+            asked: tuple[Any, Any] = await super()._introspect_types(typeoids, timeout)
+            return asked
+
+    return Connection
+
+
+def _array(number: int) -> dict[str, Any]:
+    name, element = ARRAYS[number]
+    nothing = dict.fromkeys(("basetype", "range_subtype", "attrtypoids", "attrnames"))
+    return {"oid": number, "ns": "pg_catalog", "name": name, "elemtype": element, "elemdelim": b",", **nothing}
 
 
 def _driver() -> Any:
