@@ -51,8 +51,8 @@ STATEMENT_MORE_SEC = 1.0
 
 
 ARRAYS = {1000: ("_bool", 16), 1001: ("_bytea", 17), 1007: ("_int4", 23), 1016: ("_int8", 20)}
-"""The arrays of our statements that the driver does not know: number, name, number of the elements. They are the same on
-every server: `src/include/catalog/pg_type.dat` of PostgreSQL gives them for good.
+"""The arrays of our statements that the driver does not know: number, name, number of the elements. They are the same
+on every server: `src/include/catalog/pg_type.dat` of PostgreSQL gives them for good.
 """
 
 
