@@ -82,6 +82,18 @@ def test_a_call_that_blocks_the_event_loop_is_ended_with_its_clause() -> None:
         assert f"ClauseBroken: {clause}: the test did not end within 1 s: a call blocks the event loop" in said, said
 
 
+def test_a_call_that_nothing_cancels_is_ended_and_the_tests_after_it_run() -> None:
+    watch, count = (
+        "test_a_wake_reaches_a_watcher_of_another_handle",
+        "test_count_answers_how_many_keys_are_under_each_prefix",
+    )
+    file = CASES / "waiting_store.py"
+    others = [f"{file}::TestEndless::{count}[asyncio]", f"{file}::TestShielded::{TEST}[trio]"]
+    said = run(f"waiting_store.py::TestDeaf::{watch}[asyncio]", *others)
+    for clause in ("S-9", "S-18", "S-14"):
+        assert f"ClauseBroken: {clause}: the test did not end within 2 s: " in said, said
+
+
 def test_the_closing_line_names_clauses_that_were_not_tried_with_the_reason() -> None:
     said = run("blocking_store.py", "--quick", "-k", "told_truly or every_handle or passes_through")
     line = "TestBlocking: S-14 tried; S-16 not tried: the fixture `cut` gives nothing, so no connection is broken"
