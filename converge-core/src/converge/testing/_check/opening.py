@@ -40,7 +40,8 @@ def try_opening(plugin: Loaded, backend: Backend, bench: Bench) -> None:
             f"{whose}: there is no default of {', '.join(needed)}, so that the check cannot make its options; give its "
             "bench (entry-point group converge.testing) a method options that returns some"
         )
-    late = f"{whose} was not opened within {OPEN_SEC:g} s: its open waits for ever, or blocks the event loop"
+    waits = "its open waits for ever, before its yield or after it, or blocks the event loop"
+    late = f"{whose} was not opened and left within {OPEN_SEC:g} s: {waits}"
     with alarm(OPEN_SEC, lambda: PluginBroken(late)):
         anyio.run(_open_twice, whose, backend, bench)
 
