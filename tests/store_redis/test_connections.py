@@ -17,6 +17,7 @@ from typing import Any
 import anyio
 import anyio.to_thread
 import pytest
+from closings import leaves_nothing
 
 from converge import Agent, Node, Task
 from converge.contracts.store import Batch, Committed
@@ -316,3 +317,7 @@ async def test_whatever_befell_the_connections_work_flows_within_seconds_and_no_
                 await flows("a restart")
         finally:
             server.__exit__(None, None, None)
+
+
+async def test_an_end_that_is_cancelled_leaves_no_connection(redis_url: str, options: RedisOptions) -> None:
+    await leaves_nothing(redis_url, lambda: RedisStore.open(redis_url, options))

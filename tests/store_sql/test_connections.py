@@ -18,6 +18,7 @@ import anyio.to_thread
 import asyncpg
 import attrs
 import pytest
+from closings import leaves_nothing
 
 from converge import Agent, Node, Pool, PoolManager, Task, TaskManager, open_store
 from converge.contracts.store import Batch, Committed
@@ -370,3 +371,7 @@ async def test_a_pool_made_before_a_crash_is_there_after_it(namespace: str) -> N
         with postgres_server(directory=Path(folder)) as url:
             async with open_store(url, network=namespace) as store:
                 assert (await PoolManager(store).get("docs")).id == "docs"
+
+
+async def test_an_end_that_is_cancelled_leaves_no_connection(postgres_url: str, options: SqlOptions) -> None:
+    await leaves_nothing(postgres_url, lambda: SqlStore.open(postgres_url, options))

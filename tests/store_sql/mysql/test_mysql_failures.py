@@ -16,6 +16,7 @@ import anyio
 import anyio.to_thread
 import asyncmy
 import pytest
+from closings import leaves_nothing
 
 from converge.contracts.store import ABSENT, LIMITS, Batch, Committed, Conflict, Range, Take, Taken
 from converge.errors import (
@@ -585,3 +586,7 @@ async def test_a_check_of_two_revisions_of_one_key_in_a_call_fails_one_batch_onl
     )
     assert [isinstance(outcome, Committed) for outcome in outcomes] == [True, False, True]
     assert [entry is not None for entry in await store.get([POOL(n) for n in "abc"])] == [True, False, True]
+
+
+async def test_an_end_that_is_cancelled_leaves_no_connection(mariadb_url: str, options: MysqlOptions) -> None:
+    await leaves_nothing(mariadb_url, lambda: MysqlStore.opened(mariadb_url, options))

@@ -48,6 +48,8 @@ class Connections:
         self._free: list[tuple[float, AsyncConnection, Any]] = []
         self._room = asyncio.Semaphore(options.connections)
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._is_closed = False
+        self._closing: asyncio.Future[None] | None = None
 
     async def read(self, text: str) -> Rows:
         """Run one statement that changes nothing; return its rows. It is tried again on a new connection if the one it
@@ -88,14 +90,23 @@ class Connections:
                 transaction.is_sound = transaction.was_undone
                 raise
             finally:
-                if transaction.is_sound and driver.connected:
+                if transaction.is_sound and driver.connected and not self._is_closed:
                     self._free.append((time.monotonic(), connection, driver))
                 else:
                     await _discard(connection, driver)
 
     async def close(self) -> None:
-        """Close every connection that is not in use."""
-        with anyio.move_on_after(CLOSE_SEC, shield=True):
+        """Close every connection that is not in use; those in use are closed when their calls end."""
+        self._is_closed = True
+        with anyio.CancelScope(shield=True):
+            # No scope shields from a task's own `cancel`: what closes them is a task that nobody else knows.
+            self._closing = asyncio.ensure_future(self._close_free())
+            await asyncio.shield(self._closing)
+
+    async def _close_free(self) -> None:
+        for _, _, driver in self._free:
+            driver.close()
+        with anyio.move_on_after(CLOSE_SEC):
             while self._free:
                 _, connection, driver = self._free.pop()
                 await _discard(connection, driver)

@@ -70,8 +70,10 @@ class MysqlStore(SqlStore):
             await store._lineage.forget_old(store._connections)
             yield store
         finally:
-            await store._lineage.close(store._connections)
-            await store._connections.close()
+            try:
+                await store._lineage.close(store._connections)
+            finally:
+                await store._connections.close()
 
     @classmethod
     async def to_add(cls, url: str, options: SqlOptions | MysqlOptions | None = None) -> Sequence[str]:

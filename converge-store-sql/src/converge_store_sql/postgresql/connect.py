@@ -69,6 +69,7 @@ class Connections:
         self._free: list[tuple[Any, float]] = []
         self._busy: dict[Any, float] = {}
         self._room = asyncio.Semaphore(options.connections)
+        self._is_closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._looking: asyncio.Task[None] | None = None
@@ -99,7 +100,7 @@ class Connections:
                 raise call_failed(error, self.where, writes=writes) from error
             finally:
                 del self._busy[driver]
-                if is_sound:
+                if is_sound and not self._is_closed:
                     self._free.append((driver, loop.time()))
                 else:
                     driver.terminate()
@@ -140,20 +141,27 @@ class Connections:
             driver.terminate()
 
     async def close(self) -> None:
-        """Close every connection that is not in use."""
+        """Close every connection that is not in use, in order if whoever waits for it lets it; those in use are closed
+        when their calls end.
+        """
+        self._is_closed = True
         if self._timer is not None:
             self._timer.cancel()
-        with anyio.CancelScope(shield=True):
-            if self._looking is not None:
-                self._looking.cancel()
-                await asyncio.wait({self._looking})
-            while self._ending:
-                await asyncio.wait(self._ending)
         free, self._free = self._free, []
-        with anyio.move_on_after(CLOSE_SEC, shield=True):
-            async with anyio.create_task_group() as group:
-                for driver, _ in free:
-                    group.start_soon(driver.close)
+        try:
+            with anyio.CancelScope(shield=True):
+                if self._looking is not None:
+                    self._looking.cancel()
+                    await asyncio.wait({self._looking})
+                while self._ending:
+                    await asyncio.wait(self._ending)
+            with anyio.move_on_after(CLOSE_SEC, shield=True):
+                async with anyio.create_task_group() as group:
+                    for driver, _ in free:
+                        group.start_soon(driver.close)
+        finally:  # no scope shields from a task's own `cancel`
+            for driver, _ in free:
+                driver.terminate()
 
     async def _acquire(self) -> Any:
         """Return a connection that works, as far as can be told: one that was idle for long is tried."""
@@ -225,6 +233,8 @@ class Connections:
             attempts.remove(chosen)
         finally:
             if attempts:
+                for attempt in attempts:
+                    attempt.add_done_callback(_drop)
                 ending = asyncio.create_task(_end(attempts))
                 self._ending.add(ending)
                 ending.add_done_callback(self._ending.discard)
@@ -268,7 +278,7 @@ async def answered(driver: Any, limit_sec: float, call: Awaitable[T]) -> T:
 
 
 async def _end(attempts: set[_Attempt]) -> None:
-    """End attempts to connect that nobody waits for; close what they have made all the same.
+    """End attempts to connect that nobody waits for.
 
     Not at once: cut short at the wrong moment, the driver leaves an error that nobody awaits, which the loop tells of
     later.
@@ -277,6 +287,9 @@ async def _end(attempts: set[_Attempt]) -> None:
     for attempt in attempts:
         attempt.cancel()
     await asyncio.wait(attempts)
-    for attempt in attempts:
-        if not attempt.cancelled() and not isinstance(made := attempt.result(), StoreError):
-            made.terminate()
+
+
+def _drop(attempt: _Attempt) -> None:
+    """Close what an attempt has made that nobody waits for, also where the loop is about to end."""
+    if not attempt.cancelled() and not isinstance(made := attempt.result(), StoreError):
+        made.terminate()

@@ -114,13 +114,17 @@ class Waiters:
         try:
             yield
         finally:
-            with anyio.move_on_after(LEAVE_SEC, shield=True):
-                await self._tell_pending()
-            work.cancel()
-            with anyio.CancelScope(shield=True):
-                await asyncio.wait({work})
-                if self._listener is not None:
-                    await self._listener.close()
+            try:
+                with anyio.move_on_after(LEAVE_SEC, shield=True):
+                    await self._tell_pending()
+            finally:
+                work.cancel()
+                try:
+                    with anyio.CancelScope(shield=True):
+                        await asyncio.wait({work})
+                finally:  # no scope shields from a task's own `cancel`
+                    if self._listener is not None:
+                        await self._listener.close()
 
     async def _work(self) -> None:
         try:
