@@ -76,13 +76,15 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let the processes of fleets be preloaded; keep standard error as it is when no test's output is caught; settle
-    whether the suite's own coroutine tests run on one event loop each: they do when all tests are run, unless
-    EVERY_LOOP=1 or FULL_TESTS=1 asks for more.
+    """Let the processes of fleets and of the kit be preloaded; keep standard error as it is when no test's output is
+    caught; settle whether the suite's own coroutine tests run on one event loop each: they do when all tests are run,
+    unless EVERY_LOOP=1 or FULL_TESTS=1 asks for more.
     """
-    from converge.testing.fleet import Fleet  # imports fixtures, of which pytest rewrites the assertions first
+    # These import fixtures, of which pytest rewrites the assertions first.
+    from converge.testing._processes.peers import Peer
+    from converge.testing.fleet import Fleet
 
-    Fleet.popen = staticmethod(preloaded.start)
+    Fleet.popen = Peer.popen = staticmethod(preloaded.start)
     config.stash[STDERR] = os.dup(2)
     if hasattr(config, "workerinput"):
         config.stash[ONE_LOOP] = config.workerinput["one_loop"]

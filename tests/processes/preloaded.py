@@ -37,8 +37,10 @@ _one_at_a_time = threading.Lock()
 def start(command: Sequence[str | Path], **options: Any) -> subprocess.Popen[Any]:
     """Start a process, as `subprocess.Popen` does."""
     words = [str(word) for word in command]
-    is_plain = words[0] == COMMAND or (words[0] == sys.executable and (words[1] in ("-m", "-c") or words[1][0] != "-"))
-    is_alike = _read_at_start(options.get("env") or os.environ) == _read_at_start(os.environ)
+    is_python = words[0] == sys.executable
+    is_plain = words[0] == COMMAND or (is_python and (words[1] in ("-m", "-c", "-P") or words[1][0] != "-"))
+    environment = options.get("env") or os.environ
+    is_alike = _read_at_start(environment) == _read_at_start(os.environ) and _is_known(environment)
     if IS_COLD or not is_plain or not is_alike or set(options) - UNDERSTOOD:
         return subprocess.Popen(words, **options)
     with _one_at_a_time:
@@ -67,8 +69,16 @@ def run(
 
 
 def _read_at_start(environment: Mapping[str, str]) -> dict[str, str]:
-    """What an interpreter reads only when it starts."""
-    return {name: text for name, text in environment.items() if name.startswith(("PYTHON", "LD_", "LC_", "LANG"))}
+    """What an interpreter reads only when it starts, but for where it looks for modules."""
+    names = (name for name in environment if name.startswith(("PYTHON", "LD_", "LC_", "LANG")))
+    return {name: environment[name] for name in names if name != "PYTHONPATH"}
+
+
+def _is_known(environment: Mapping[str, str]) -> bool:
+    """Whether modules are looked for in no other folders than here: others may have another release, or a
+    `sitecustomize`.
+    """
+    return set(filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))) <= set(sys.path)
 
 
 def _is_ready() -> bool:

@@ -30,6 +30,7 @@ def preload() -> None:
         for module in pkgutil.walk_packages(package.__path__, f"{name}."):
             if name.startswith("converge"):
                 importlib.import_module(module.name)
+    importlib.import_module("converge.testing._processes.peer")
     gc.collect()
     gc.freeze()
 
@@ -85,12 +86,16 @@ def execute(words: list[str]) -> None:
     """Do what the interpreter would with these words."""
     main = sys.modules["__main__"] = ModuleType("__main__")
     main.__dict__["__builtins__"] = __builtins__
+    path = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    sys.path[1:1] = [one for one in path if one and one not in sys.path]
     if words[0] != sys.executable:
         sys.argv, sys.path[0], code = words, os.path.dirname(words[0]), CONVERGE
     elif words[1] == "-c":
         sys.argv, sys.path[0], code = ["-c", *words[3:]], "", words[2]
     elif words[1] == "-m":
         sys.argv, sys.path[0], code = words[2:], os.getcwd(), MODULE
+    elif words[1:3] == ["-P", "-m"]:
+        sys.argv, sys.path[:1], code = words[3:], [], MODULE
     else:
         sys.argv, sys.path[0] = words[1:], os.path.dirname(os.path.abspath(words[1]))
         main.__file__ = words[1]
